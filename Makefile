@@ -1,0 +1,70 @@
+# Each target makes its own virtual environment on first use, from pyproject.toml alone:
+# Python 3.11 or newer and make are all a machine needs.
+#
+#   make demo                        train on real images in minutes: table and picture
+#   make test                        the fast tests
+#   make test PYTHON=python3.12      the same on another interpreter, in .venv-python3.12
+
+PYTHON ?= python3
+VENV ?= $(if $(filter-out python3,$(PYTHON)),.venv-$(subst /,_,$(PYTHON)),.venv)
+BIN := $(VENV)/bin
+PYTEST_ARGS ?= -n auto
+
+.PHONY: help demo test slow lint types build clean
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+help:
+	@echo "make demo    train the quick start (4 minutes on 2 cores): table and picture"
+	@echo "make test    fast tests"
+	@echo "make slow    tests that take longer"
+	@echo "make lint    ruff: format and lint"
+	@echo "make types   pyright"
+	@echo "make build   wheel and source archive in dist/"
+	@echo "make clean   remove environments, caches and build outputs"
+
+demo: $(VENV)/.examples
+	$(BIN)/python examples/quickstart.py --out out/quickstart
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest -q -m "not slow" $(PYTEST_ARGS)
+
+slow: $(VENV)/.test
+	$(BIN)/python -m pytest -q -m slow $(PYTEST_ARGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m ruff check .
+
+types: $(VENV)/.dev
+	$(BIN)/python -m pyright --pythonpath $(BIN)/python
+
+build: $(VENV)/.dev
+	$(BIN)/python -m build
+
+# One environment, filled as far as a target needs; anew when pyproject.toml changes.
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and \
+	"alrao-jax needs Python 3.11 or newer, but $(PYTHON) is %d.%d. Name another one: make $(MAKECMDGOALS) PYTHON=python3.12" % v[:2])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	@touch $@
+
+$(VENV)/.examples: pyproject.toml | $(VENV)/.created
+	@echo "Installing into $(VENV) (a minute or two the first time) ..."
+	$(BIN)/python -m pip install --quiet --editable ".[examples]"
+	@touch $@
+
+$(VENV)/.test: pyproject.toml | $(VENV)/.created
+	@echo "Installing into $(VENV) (a minute or two the first time) ..."
+	$(BIN)/python -m pip install --quiet --editable ".[examples,bench]" --group test
+	@touch $@ $(VENV)/.examples
+
+$(VENV)/.dev: pyproject.toml | $(VENV)/.created
+	@echo "Installing into $(VENV) (a minute or two the first time) ..."
+	$(BIN)/python -m pip install --quiet --editable ".[examples,bench]" --group dev
+	@touch $@ $(VENV)/.examples $(VENV)/.test
+
+clean:
+	rm -rf .venv .venv-* build dist out .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,62 @@
+"""Settings and fixtures that all tests share."""
+
+import os
+from pathlib import Path
+
+import jax
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Strict for the whole suite: an implicit broadcast of ranks or promotion of dtypes in
+# the library is an error here, long before it is a wrong number somewhere else. Before
+# any test module is imported, so that module-level code in tests obeys it too.
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+# Several simulated devices, for the tests of sharding; all others use the first.
+jax.config.update("jax_num_cpu_devices", 4)
+
+
+def pytest_collection_modifyitems(items):
+  """Skips tests marked `gpu` where JAX finds no accelerator."""
+  marked = [item for item in items if item.get_closest_marker("gpu")]
+  if marked and jax.default_backend() == "cpu":
+    for item in marked:
+      item.add_marker(pytest.mark.skip(reason="needs an accelerator"))
+
+
+def _existing(path: Path, what: str) -> Path:
+  if not path.is_dir():
+    pytest.skip(f"no {what} at {path} (set ALRAO_DATA_DIR to the folder that holds it)")
+  return path
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+  """The folder of real data sets: ALRAO_DATA_DIR, or shared/data beside the project."""
+  default = ROOT.parent / "shared" / "data"
+  return _existing(Path(os.environ.get("ALRAO_DATA_DIR") or default), "data folder")
+
+
+@pytest.fixture(scope="session")
+def cifar10_dir(data_dir: Path) -> Path:
+  return _existing(data_dir / "cifar10", "CIFAR-10")
+
+
+@pytest.fixture(scope="session")
+def ptb_dir(data_dir: Path) -> Path:
+  return _existing(data_dir / "ptb", "Penn Treebank")
+
+
+@pytest.fixture(scope="session")
+def imagenette_dir(data_dir: Path) -> Path:
+  return _existing(data_dir / "imagenette128", "Imagenette")
+
+
+@pytest.fixture(scope="session")
+def golden_dir() -> Path:
+  """Traces of the reference implementation, in shared/golden beside the project."""
+  path = ROOT.parent / "shared" / "golden"
+  if not path.is_dir():
+    pytest.skip(f"no reference traces at {path}")
+  return path
