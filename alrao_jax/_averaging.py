@@ -1,0 +1,299 @@
+r"""How the heads' predictions are weighted: switch, Bayes, fixed share.
+
+An averaging method keeps a posterior over the heads, learned not by gradient but by
+Bayes' rule from how well each head predicted each mini-batch. It never hears of a
+network: log-likelihoods in, log-weights out.
+"""
+
+import functools
+import math
+import numbers
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike, DTypeLike
+
+from alrao_jax._checks import check_count, check_positive, check_probability
+
+
+class Averaging(NamedTuple):
+  """A method of model averaging: three pure functions, to write one's own too.
+
+  Attributes:
+    init: ``init(num_heads, dtype=jnp.float32) -> state``, with equal weights for all
+      heads. Types narrower than float32 are widened to it.
+    update: ``update(state, head_log_likelihoods) -> state``, after one observation.
+      ``head_log_likelihoods`` has shape ``(N,)``: how well each head predicted this
+      mini-batch, in nats an example, measured before the step's update. A head at
+      ``-inf``, ``+inf`` or NaN is out for this observation. If that leaves no weight
+      at all, the observation is ignored. The state's shapes and types never change.
+    log_weights: ``log_weights(state) -> (N,)``, the normalised log-weights with which
+      to predict the next observation.
+  """
+
+  init: Callable[..., Any]
+  update: Callable[[Any, ArrayLike], Any]
+  log_weights: Callable[[Any], jax.Array]
+
+
+class SwitchState(NamedTuple):
+  """State of `switch`.
+
+  Attributes:
+    alpha: Shape ``(N,)``, log-weight of "head j now, and may still switch".
+    beta: Shape ``(N,)``, log-weight of "head j from now on, for good".
+    count: int32 scalar, the time ``t``: 1 before the first observation.
+  """
+
+  alpha: jax.Array
+  beta: jax.Array
+  count: jax.Array
+
+
+class BayesState(NamedTuple):
+  """State of `bayes`: ``log_weights``, shape ``(N,)``."""
+
+  log_weights: jax.Array
+
+
+class FixedShareState(NamedTuple):
+  """State of `fixed_share`: ``log_weights``, shape ``(N,)``."""
+
+  log_weights: jax.Array
+
+
+def switch(theta: float = 0.999, *, likelihood_scale: float = 1.0) -> Averaging:
+  r"""The switch distribution: a posterior over *sequences* of heads.
+
+  Which head predicts best changes while the network trains, so the prior is over
+  sequences: hold head :math:`k_1` until time :math:`t_2`, then :math:`k_2` until
+  :math:`t_3`, and so on. Heads are drawn uniformly (a head may follow itself), times
+  from :math:`\pi_T(t) = 1/(t(t+1))` given that they come after the one before, and
+  after each switch it goes on switching with probability :math:`\theta` (``theta``),
+  or stays for good. The posterior is exact and costs two numbers a head, the weights
+  of the sequences now at head j that may still switch, :math:`\alpha_j`, and that
+  will not, :math:`\beta_j`. With :math:`\ell_j` the ``head_log_likelihoods`` at time t:
+
+  .. math::
+    m &= \tfrac{1}{t+1} \textstyle\sum_j \alpha_j e^{\ell_j} \\
+    \alpha_j &\leftarrow \tfrac{t}{t+1} \alpha_j e^{\ell_j} + \theta m / N \\
+    \beta_j &\leftarrow \beta_j e^{\ell_j} + (1 - \theta) m / N
+
+  and both are divided by their total. Weights are :math:`a_j = \alpha_j + \beta_j`. No
+  head's weight ever reaches 0 for good (if ``theta`` is not 0), so a head that was out
+  may come back. All of it is computed with logarithms.
+
+  Args:
+    theta: Probability of a further switch, a Python number in ``[0, 1]``. 0 is
+      `bayes`; 0.999 is the papers' value.
+    likelihood_scale: Positive factor of the log-likelihoods. 1 takes a mini-batch's
+      mean as one observation, as the papers' experiments do; the batch size takes each
+      example as one.
+
+  Returns:
+    An `Averaging` with `SwitchState`.
+
+  Raises:
+    ValueError: ``theta`` outside ``[0, 1]``, or ``likelihood_scale`` not positive.
+    TypeError: Either is no Python number (they are fixed when the program is traced).
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> averaging = switch()
+    >>> state = averaging.init(3)
+    >>> for _ in range(20):
+    ...   state = averaging.update(state, jnp.array([-2.0, -1.0, -jnp.inf]))
+    >>> print(jnp.exp(averaging.log_weights(state)).round(2))
+    [0.03 0.96 0.02]
+
+  Reference:
+    Blier, Wolinski, Ollivier (2018), arXiv:1810.01322, appendix A and Algorithm 2;
+    van Erven, Grünwald, de Rooij (2012), "Catching up faster by switching sooner",
+    Journal of the Royal Statistical Society B 74, 361-417.
+  """
+  theta = _static("switch()", "theta", theta)
+  check_probability("switch()", "theta", theta)
+  scale = _static("switch()", "likelihood_scale", likelihood_scale)
+  check_positive("switch()", "likelihood_scale", scale)
+  return Averaging(
+    init=functools.partial(_init_switch, theta),
+    update=functools.partial(_update_switch, theta, scale),
+    log_weights=_switch_log_weights,
+  )
+
+
+def bayes(*, likelihood_scale: float = 1.0) -> Averaging:
+  r"""Plain Bayesian averaging: one head is the right one throughout.
+
+  Each observation multiplies the weights, :math:`a_j \propto a_j e^{\ell_j}`. The
+  same as ``switch(theta=0)``. A head that once was out stays out.
+
+  Args:
+    likelihood_scale: Positive factor of the log-likelihoods, see `switch`.
+
+  Returns:
+    An `Averaging` with `BayesState`. Raises as `switch`.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> averaging = bayes()
+    >>> state = averaging.update(averaging.init(2), jnp.log(jnp.array([0.6, 0.2])))
+    >>> print(jnp.exp(averaging.log_weights(state)).round(2))
+    [0.75 0.25]
+  """
+  scale = _static("bayes()", "likelihood_scale", likelihood_scale)
+  check_positive("bayes()", "likelihood_scale", scale)
+  return Averaging(
+    init=functools.partial(_init_share, "bayes().init()", BayesState),
+    update=functools.partial(_update_share, "bayes().update()", 0.0, scale),
+    log_weights=_share_log_weights,
+  )
+
+
+def fixed_share(rate: float, *, likelihood_scale: float = 1.0) -> Averaging:
+  r"""Fixed share: at each step, the head changes with one fixed probability.
+
+  After Bayes' rule every head gives up the fraction ``rate`` of its weight, which all
+  share alike: :math:`a_j \leftarrow (1 - r) a_j + r / N`. It is the posterior over
+  sequences of heads in which each step draws a new head, uniformly (the old one
+  included), with probability ``rate``. (In the original the fraction is shared among
+  the *other* heads: ``rate`` here is N / (N - 1) times the one there.)
+
+  Args:
+    rate: Probability of drawing a new head at a step, a Python number in ``[0, 1]``.
+      0 is `bayes`, 1 keeps equal weights.
+    likelihood_scale: Positive factor of the log-likelihoods, see `switch`.
+
+  Returns:
+    An `Averaging` with `FixedShareState`. Raises as `switch`.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> averaging = fixed_share(0.1)
+    >>> state = averaging.update(averaging.init(2), jnp.log(jnp.array([0.6, 0.2])))
+    >>> print(jnp.exp(averaging.log_weights(state)).round(3))
+    [0.725 0.275]
+
+  Reference:
+    Herbster, Warmuth (1998), "Tracking the best expert", Machine Learning 32, 151-178.
+  """
+  rate = _static("fixed_share()", "rate", rate)
+  check_probability("fixed_share()", "rate", rate)
+  scale = _static("fixed_share()", "likelihood_scale", likelihood_scale)
+  check_positive("fixed_share()", "likelihood_scale", scale)
+  return Averaging(
+    init=functools.partial(_init_share, "fixed_share().init()", FixedShareState),
+    update=functools.partial(_update_share, "fixed_share().update()", rate, scale),
+    log_weights=_share_log_weights,
+  )
+
+
+def _init_switch(
+  theta: float, num_heads: int, dtype: DTypeLike = jnp.float32
+) -> SwitchState:
+  uniform = _uniform("switch().init()", num_heads, dtype)
+  alpha, beta = uniform + _log(theta), uniform + _log(1.0 - theta)
+  return SwitchState(alpha, beta, jnp.ones([], jnp.int32))
+
+
+def _update_switch(
+  theta: float, scale: float, state: SwitchState, head_log_likelihoods: ArrayLike
+) -> SwitchState:
+  call = "switch().update()"
+  log_likelihoods = _observation(call, scale, state.alpha, head_log_likelihoods)
+  t = state.count.astype(state.alpha.dtype)
+  # Bayes' rule on all 2N entries.
+  alpha = state.alpha + log_likelihoods
+  beta = state.beta + log_likelihoods
+  # The mass that switches now: P(T = t | T >= t) = 1/(t + 1) under pi_T.
+  pool = jax.nn.logsumexp(alpha) - jnp.log1p(t) - math.log(state.alpha.shape[0])
+  # t/(t + 1) of alpha stays where it is; log1p keeps its digits at large t.
+  alpha = jnp.logaddexp(alpha - jnp.log1p(1.0 / t), pool + _log(theta))
+  beta = jnp.logaddexp(beta, pool + _log(1.0 - theta))
+  total = jnp.logaddexp(jax.nn.logsumexp(alpha), jax.nn.logsumexp(beta))
+  count = jnp.asarray(optax.safe_increment(state.count))
+  new = SwitchState(alpha - _or_zero(total), beta - _or_zero(total), count)
+  return _unless_impossible(total, new, state)
+
+
+def _switch_log_weights(state: SwitchState) -> jax.Array:
+  return _normalised(jnp.logaddexp(state.alpha, state.beta))
+
+
+def _init_share(
+  call: str, make: Callable[..., Any], num_heads: int, dtype: DTypeLike = jnp.float32
+) -> Any:
+  return make(_uniform(call, num_heads, dtype))
+
+
+def _update_share(
+  call: str, rate: float, scale: float, state: Any, head_log_likelihoods: ArrayLike
+) -> Any:
+  # Bayes' rule, then the share (none if the rate is 0).
+  weights = state.log_weights
+  weights = weights + _observation(call, scale, weights, head_log_likelihoods)
+  total = jax.nn.logsumexp(weights)
+  share = jnp.full_like(weights, _log(rate) - math.log(weights.shape[0]))
+  weights = jnp.logaddexp(weights - _or_zero(total) + _log(1.0 - rate), share)
+  new = state._replace(log_weights=_normalised(weights))
+  return _unless_impossible(total, new, state)
+
+
+def _share_log_weights(state: BayesState | FixedShareState) -> jax.Array:
+  return _normalised(state.log_weights)
+
+
+def _log(probability: float) -> float:
+  return math.log(probability) if probability > 0 else -math.inf
+
+
+def _static(call: str, name: str, value: Any) -> float:
+  """A Python float: one that no wrapper traces or casts to the parameters' type."""
+  if isinstance(value, numbers.Real) and not isinstance(value, bool):
+    return float(value)
+  raise TypeError(
+    f"{call.removesuffix('()')}({name}=...) must be a Python number, got {value!r} of "
+    f"type {type(value).__name__}: it is fixed when the program is traced."
+  )
+
+
+def _uniform(call: str, num_heads: int, dtype: DTypeLike) -> jax.Array:
+  check_count(call, "num_heads", num_heads)
+  dtype = jax.dtypes.canonicalize_dtype(dtype)
+  dtype = dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
+  return jnp.full((num_heads,), -math.log(num_heads), dtype)
+
+
+def _observation(
+  call: str, scale: float, like: jax.Array, head_log_likelihoods: ArrayLike
+) -> jax.Array:
+  """Scaled log-likelihoods, less the best head's; ``-inf`` for heads that are out."""
+  # Only differences count. Taking the best to 0 first keeps the weights' digits where
+  # the log-likelihoods are large, and overflows to nothing but "out".
+  values = jnp.asarray(head_log_likelihoods)
+  if values.shape != like.shape:
+    raise ValueError(
+      f"{call.removesuffix('()')}(head_log_likelihoods=...) must have shape "
+      f"{like.shape}, one mean log-likelihood a head, got {values.shape}."
+    )
+  values = values.astype(like.dtype)
+  alive = jnp.isfinite(values)
+  best = jnp.max(values, where=alive, initial=-jnp.inf)
+  return jnp.where(alive, scale * (_or_zero(values) - _or_zero(best)), -jnp.inf)
+
+
+def _or_zero(values: jax.Array) -> jax.Array:
+  return jnp.where(jnp.isfinite(values), values, 0.0)
+
+
+def _unless_impossible(total: jax.Array, new: Any, old: Any) -> Any:
+  """The old state if the observation left no weight to any head, else the new one."""
+  return jax.tree.map(functools.partial(jnp.where, jnp.isfinite(total)), new, old)
+
+
+def _normalised(log_weights: jax.Array) -> jax.Array:
+  # Also makes the weight of a single head exactly 1.
+  return log_weights - _or_zero(jax.nn.logsumexp(log_weights))

@@ -1,0 +1,224 @@
+"""Checks of arguments that know what a tracer is.
+
+Every check takes ``call``, the text that begins its message (``"alrao()"``), and says
+in one line which argument broke which rule, with the value received. A value that is
+only known while a compiled program runs (a tracer: inside ``jit``, or below
+``optax.inject_hyperparams``) can't be looked at and passes unchecked.
+"""
+
+import math
+import operator
+from typing import Any
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+
+
+def is_concrete(value: Any) -> bool:
+  """Whether ``value`` is a number (or an array of numbers) that can be looked at.
+
+  Args:
+    value: Anything.
+
+  Returns:
+    False for tracers, and for what is no number at all (``None``, text, functions).
+  """
+  return not isinstance(value, jax.core.Tracer) and _as_numbers(value) is not None
+
+
+def check_positive(call: str, name: str, value: Any) -> None:
+  """Refuses values that are zero, negative, infinite or NaN.
+
+  Args:
+    call: The call that the message names, such as ``"alrao()"``.
+    name: The argument's name.
+    value: A number, or an array of which every entry must obey.
+
+  Raises:
+    ValueError: The value breaks the rule.
+    TypeError: The value is no number.
+  """
+  numbers = _numbers(call, name, value)
+  if numbers is None:
+    return
+  if not np.all(numbers > 0):  # NaN compares false, so it is refused too
+    raise ValueError(f"{_where(call, name)} must be positive, got {value}.")
+  _check_finite(call, name, value, numbers)
+
+
+def check_non_negative(call: str, name: str, value: Any) -> None:
+  """Refuses values that are negative, infinite or NaN.
+
+  Args:
+    call: The call that the message names, such as ``"alrao()"``.
+    name: The argument's name.
+    value: A number, or an array of which every entry must obey.
+
+  Raises:
+    ValueError: The value breaks the rule.
+    TypeError: The value is no number.
+  """
+  numbers = _numbers(call, name, value)
+  if numbers is None:
+    return
+  if not np.all(numbers >= 0):
+    raise ValueError(f"{_where(call, name)} must not be negative, got {value}.")
+  _check_finite(call, name, value, numbers)
+
+
+def check_interval(
+  call: str,
+  low: Any,
+  high: Any,
+  *,
+  names: tuple[str, str] = ("min_learning_rate", "max_learning_rate"),
+) -> None:
+  """Refuses an interval that is not ``0 < low <= high``, both finite.
+
+  Args:
+    call: The call that the message names, such as ``"alrao()"``.
+    low: The lower bound.
+    high: The upper bound; equal bounds are an interval too.
+    names: What the two arguments are called.
+
+  Raises:
+    ValueError: A bound breaks the rule, or the bounds are reversed.
+    TypeError: A bound is no number.
+  """
+  check_positive(call, names[0], low)
+  check_positive(call, names[1], high)
+  lows, highs = _numbers(call, names[0], low), _numbers(call, names[1], high)
+  if lows is not None and highs is not None and np.any(lows > highs):
+    raise ValueError(
+      f"{_where(call, names[0])} must not be above {names[1]}, got {low} and {high}: "
+      "write the lower bound first."
+    )
+
+
+def check_probability(call: str, name: str, value: Any, *, open: bool = False) -> None:
+  """Refuses values outside ``[0, 1]``, or outside ``(0, 1)`` if ``open``.
+
+  Args:
+    call: The call that the message names, such as ``"switch()"``.
+    name: The argument's name.
+    value: A number, or an array of which every entry must obey.
+    open: Whether the two ends are refused.
+
+  Raises:
+    ValueError: The value breaks the rule.
+    TypeError: The value is no number.
+  """
+  numbers = _numbers(call, name, value)
+  if numbers is None:
+    return
+  if open:
+    inside, interval = (numbers > 0) & (numbers < 1), "strictly between 0 and 1"
+  else:
+    inside, interval = (numbers >= 0) & (numbers <= 1), "between 0 and 1"
+  if not np.all(inside):
+    raise ValueError(f"{_where(call, name)} must be {interval}, got {value}.")
+
+
+def check_count(call: str, name: str, value: Any) -> None:
+  """Refuses what is not an integer of 1 or more, known before tracing.
+
+  A count fixes shapes. So, unlike the other checks, this one refuses tracers too.
+
+  Args:
+    call: The call that the message names, such as ``"MultiHead()"``.
+    name: The argument's name.
+    value: A Python or NumPy integer; a bool is none.
+
+  Raises:
+    ValueError: The integer is below 1.
+    TypeError: The value is no integer, or a traced one.
+  """
+  where = _where(call, name)
+  if isinstance(value, jax.core.Tracer):
+    raise TypeError(
+      f"{where} must be an integer known before tracing, got {value}: it fixes the "
+      "shapes, so don't pass it through jit or inject_hyperparams."
+    )
+  try:
+    count = None if isinstance(value, (bool, np.bool_)) else operator.index(value)
+  except TypeError:
+    count = None
+  if count is None:
+    raise TypeError(f"{where} must be an integer, got {_shown(value)}.")
+  if count < 1:
+    raise ValueError(f"{where} must be at least 1, got {value}.")
+
+
+def check_key(call: str, key: Any) -> None:
+  """Refuses what is not one PRNG key: ``jax.random.key(0)`` or ``PRNGKey(0)``.
+
+  Args:
+    call: The call that the message names, such as ``"alrao()"``.
+    key: A typed key of shape ``()``, or an old-style one: uint32, shape ``(2,)`` or
+      ``(4,)``. Tracers of either pass.
+
+  Raises:
+    TypeError: It is something else (a seed, an optimizer).
+    ValueError: It is an array of several keys.
+  """
+  where = _where(call, "key")
+  write = f"write {call.removesuffix('()')}(jax.random.key(0), ...)"
+  dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
+  if dtype is None or shape is None:
+    raise TypeError(f"{where} must be a PRNG key, got {_shown(key)}: {write}.")
+  if jnp.issubdtype(dtype, jax.dtypes.prng_key):
+    single = shape == ()
+  elif dtype == np.uint32 and shape and shape[-1] in (2, 4):
+    single = len(shape) == 1
+  else:
+    raise TypeError(
+      f"{where} must be a PRNG key, got an array of {dtype} and shape {shape}: {write}."
+    )
+  if not single:
+    raise ValueError(
+      f"{where} must be one PRNG key, got an array of keys with shape {shape}: index "
+      "it, or use jax.vmap over the keys."
+    )
+
+
+def _where(call: str, name: str) -> str:
+  return f"{call.removesuffix('()')}({name}=...)"
+
+
+def _shown(value: Any) -> str:
+  """A value in an error message: short, with its type where the type is the matter."""
+  kind = type(value).__name__
+  if isinstance(value, (bool, int, float, str)):
+    return f"{value!r} of type {kind}"
+  return f"a value of type {kind}"
+
+
+def _as_numbers(value: Any) -> np.ndarray | None:
+  """The value in float64, or None if it is no number and no array of numbers."""
+  if value is None or isinstance(value, (str, bytes)) or callable(value):
+    return None
+  try:
+    return np.asarray(value).astype(np.float64)
+  except (TypeError, ValueError):
+    return None
+
+
+def _numbers(call: str, name: str, value: Any) -> np.ndarray | None:
+  """The value to look at, or None for a tracer.
+
+  Raises:
+    TypeError: The value is no number.
+  """
+  if isinstance(value, jax.core.Tracer):
+    return None
+  numbers = _as_numbers(value)
+  if numbers is None:
+    raise TypeError(f"{_where(call, name)} must be a number, got {_shown(value)}.")
+  return numbers
+
+
+def _check_finite(call: str, name: str, value: Any, numbers: np.ndarray) -> None:
+  if not all(map(math.isfinite, numbers.flat)):
+    raise ValueError(f"{_where(call, name)} must be finite, got {value}.")
