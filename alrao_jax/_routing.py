@@ -1,0 +1,219 @@
+"""Heads evaluated once, whose gradient returns on two separate ways.
+
+The internal layers descend the mixture's loss, each head descends its own: the
+second half of the paper's Algorithm 1 (arXiv 1810.01322, section 3) in one
+backward pass.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+PyTree = Any
+
+
+@functools.partial(
+  jax.tree_util.register_dataclass, data_fields=("shared", "own"), meta_fields=()
+)
+@dataclass(frozen=True, eq=False)
+class HeadOutputs:
+  """The outputs of all heads, twice: equal values, two ways back.
+
+  A pytree: ``jax.tree.map(lambda x: x / temperature, heads)`` changes both halves
+  alike. It is no array on purpose, since ``softmax(heads)`` would mean nothing.
+
+  Attributes:
+    shared: what the mixture is computed from, a pytree of arrays with leading axis
+      ``num_heads``. Its cotangent goes to the features, not to the heads' parameters.
+    own: the same values, for each head's own loss. Its cotangent goes to the heads'
+      parameters, not to the features.
+  """
+
+  shared: PyTree
+  own: PyTree
+
+  @property
+  def num_heads(self) -> int:
+    """Number of heads, the length of the leading axis."""
+    return jax.tree.leaves(self.shared)[0].shape[0]
+
+
+def multi_head(
+  head_fn: Callable[..., Any],
+  stacked_params: PyTree,
+  features: PyTree,
+  *,
+  aux: PyTree = None,
+  has_aux: bool = False,
+) -> Any:
+  r"""Evaluates ``num_heads`` copies of an output layer on the same features.
+
+  Every head is evaluated once. With :math:`L` the mixture's loss and :math:`L_j` the
+  loss of head :math:`j` alone, a loss :math:`L(\text{shared}) + \sum_j
+  L_j(\text{own})` gives the features :math:`\partial L`, as if the heads were
+  constants, and the parameters of head :math:`j` :math:`\partial L_j`, as if the
+  features were. The losses of this package are of that form.
+
+  The gradients are always finite, so that one diverged head neither stops the others
+  nor poisons an optimizer's state: incoming cotangents and the parameters' gradient
+  have non-finite entries set to zero, and where the features' gradient is not finite
+  it is computed again without the heads whose cotangent is zero. (This is a
+  `jax.lax.cond`; under `jax.vmap` both its branches run.)
+
+  Values that ``head_fn`` closes over, such as the matrix of a tied embedding, are
+  treated as features are.
+
+  Limits: no forward-mode differentiation, and second derivatives are those of the
+  routed gradient.
+
+  Args:
+    head_fn: one head, a pure function ``head_fn(params_j, features) -> outputs``. With
+      ``aux`` it is ``head_fn(params_j, features, aux_j)``. The outputs are any pytree
+      of arrays.
+    stacked_params: parameters of all heads, a pytree of arrays with leading axis
+      ``num_heads``.
+    features: what every head receives, any pytree of arrays.
+    aux: what else differs from head to head and has no gradient, a pytree of arrays
+      with leading axis ``num_heads``: batch statistics, one random key a head.
+    has_aux: whether ``head_fn`` returns ``(outputs, new_aux_j)``, say with updated
+      batch statistics.
+
+  Returns:
+    `HeadOutputs`, or ``(HeadOutputs, new_aux)`` when ``has_aux``; ``new_aux`` has the
+    leading axis ``num_heads`` and no gradient.
+
+  Raises:
+    TypeError: ``head_fn`` is not callable.
+    ValueError: leading axes differ, are missing, or have length 0.
+
+  Example:
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from alrao_jax import multi_head
+    >>> kernels = jax.random.normal(jax.random.key(0), (10, 3, 2))
+    >>> heads = multi_head(lambda kernel, x: x @ kernel, kernels, jnp.ones((5, 3)))
+    >>> heads.num_heads, heads.shared.shape
+    (10, (10, 5, 2))
+
+  Reference:
+    Blier, Wolinski, Ollivier, *Learning with Random Learning Rates*, arXiv
+    1810.01322, section 3 and Algorithm 1.
+  """
+  if not callable(head_fn):
+    raise TypeError(
+      "multi_head(head_fn=...) must be a function of one head's parameters and the "
+      f"features, got {type(head_fn).__name__}."
+    )
+  num_heads = _leading_axis(stacked_params, aux)
+  one_head = jax.eval_shape(
+    lambda *stacked: jax.tree.map(lambda x: x[0], stacked), stacked_params, aux
+  )
+
+  def head(params, features, aux):
+    args = (params, features) if aux is None else (params, features, aux)
+    return head_fn(*args) if has_aux else (head_fn(*args), None)
+
+  # A custom VJP sees no gradient of closed-over values: they become arguments.
+  converted, closed_over = jax.closure_convert(head, one_head[0], features, one_head[1])
+
+  def evaluate(params, inputs, aux):
+    def one(params, aux):
+      return converted(params, inputs[0], aux, *inputs[1])
+
+    return jax.vmap(one, axis_size=num_heads)(params, aux)
+
+  aux = jax.lax.stop_gradient(aux)
+  heads, new_aux = _route(evaluate, stacked_params, (features, closed_over), aux)
+  return (heads, jax.lax.stop_gradient(new_aux)) if has_aux else heads
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _route(evaluate, params, inputs, aux):
+  outputs, new_aux = evaluate(params, inputs, aux)
+  return HeadOutputs(outputs, outputs), new_aux
+
+
+def _route_forward(evaluate, params, inputs, aux):
+  outputs, pullback, new_aux = jax.vjp(
+    lambda params, inputs: evaluate(params, inputs, aux), params, inputs, has_aux=True
+  )
+  residuals = (pullback, params, inputs, aux)
+  return (HeadOutputs(outputs, outputs), new_aux), residuals
+
+
+def _route_backward(evaluate, residuals, cotangents):
+  pullback, params, inputs, aux = residuals
+  heads, _ = cotangents
+  # Each call computes the half that is kept; the other is dead code.
+  shared = _finite(heads.shared)
+  d_inputs = _without_float0(pullback(shared)[1])
+  d_params = _without_float0(_finite(pullback(_finite(heads.own))[0]))
+
+  def again():
+    # A zero cotangent times an infinite residual is NaN, so heads that do not matter
+    # are replaced by the first that does: unlike zeros, its parameters are known to
+    # be good (a head that normalises its weights is 0/0 at zero).
+    matters = _any_nonzero(shared)
+    first = jnp.arange(matters.size) == jnp.argmax(matters)
+
+    def replace(x):
+      if not jnp.issubdtype(x.dtype, jnp.inexact):
+        return x
+      shape = matters.shape + (1,) * (x.ndim - 1)
+      zero = jnp.zeros_like(x)
+      donor = jnp.where(first.reshape(shape), x, zero).sum(axis=0, keepdims=True)
+      return jnp.where(matters.reshape(shape), x, donor)
+
+    good_params, good_aux = jax.tree.map(replace, (params, aux))
+    _, pullback = jax.vjp(lambda x: evaluate(good_params, x, good_aux)[0], inputs)
+    return _without_float0(_finite(pullback(shared)[0]))
+
+  d_inputs = jax.lax.cond(_all_finite(d_inputs), lambda: d_inputs, again)
+  return d_params, d_inputs, None
+
+
+_route.defvjp(_route_forward, _route_backward)
+
+
+def _leading_axis(*stacked: PyTree) -> int:
+  leaves = [x for tree in stacked for x in jax.tree.leaves(tree)]
+  lengths = sorted({jnp.shape(x)[0] if jnp.ndim(x) else None for x in leaves}, key=str)
+  if len(lengths) != 1 or not lengths[0]:
+    raise ValueError(
+      "multi_head(stacked_params=..., aux=...) must have arrays with one leading axis "
+      f"num_heads >= 1, got leading axes {lengths}. Stack the heads' parameters with "
+      "jax.vmap(init)(jax.random.split(key, num_heads))."
+    )
+  return lengths[0]
+
+
+def _finite(tree: PyTree) -> PyTree:
+  def finite(x):
+    if x.dtype == jax.dtypes.float0:
+      return x
+    return jnp.where(jnp.isfinite(x), x, jnp.zeros_like(x))
+
+  return jax.tree.map(finite, tree)
+
+
+def _without_float0(tree: PyTree) -> PyTree:
+  """Replaces the cotangents of integers and keys by None, which means zero."""
+  return jax.tree.map(lambda x: None if x.dtype == jax.dtypes.float0 else x, tree)
+
+
+def _all_finite(tree: PyTree) -> jax.Array:
+  finite = [jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]
+  return jnp.stack(finite).all() if finite else jnp.array(True)
+
+
+def _any_nonzero(cotangents: PyTree) -> jax.Array:
+  """For each head, whether any entry of its cotangent is not zero."""
+  nonzero = [
+    (x != 0).any(axis=tuple(range(1, x.ndim)))
+    for x in jax.tree.leaves(_without_float0(cotangents))
+  ]
+  return jnp.stack(nonzero).any(axis=0)

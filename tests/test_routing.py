@@ -1,0 +1,593 @@
+"""Heads evaluated once, gradients on two ways."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from alrao_jax._losses import classification_loss
+from alrao_jax._routing import HeadOutputs, multi_head
+
+NUM_HEADS, BATCH, FEATURES, HIDDEN, CLASSES = 5, 16, 12, 8, 3
+
+
+def normal(index, *shape):
+  return jnp.asarray(np.random.default_rng(index).normal(size=shape))
+
+
+def dense(params, x):
+  return x @ params["kernel"] + params["bias"][None]
+
+
+def mlp(params, x):
+  return dense(params["out"], jax.nn.relu(dense(params["hidden"], x)))
+
+
+def layer_norm(params, x):
+  centred = x - x.mean(axis=-1, keepdims=True)
+  variance = (centred**2).mean(axis=-1, keepdims=True)
+  scale = params["scale"][None]
+  return centred * jax.lax.rsqrt(variance + 1e-6) * scale + params["bias"][None]
+
+
+def norm_first(params, x):
+  return dense(params["out"], layer_norm(params["norm"], x))
+
+
+def cosine(params, x):
+  """Weights of length one, which are 0/0 where the parameters are zero."""
+  kernel = params["kernel"]
+  return x @ (kernel / jnp.sqrt((kernel**2).sum(axis=0, keepdims=True)))
+
+
+def dense_params(index, inputs, outputs, num_heads=NUM_HEADS):
+  kernel = normal(index, num_heads, inputs, outputs) / inputs**0.5
+  return {"kernel": kernel, "bias": 0.1 * normal(index + 1, num_heads, outputs)}
+
+
+def dense_head():
+  return dense, dense_params(0, FEATURES, CLASSES)
+
+
+def mlp_head():
+  params = {
+    "hidden": dense_params(0, FEATURES, HIDDEN),
+    "out": dense_params(2, HIDDEN, CLASSES),
+  }
+  return mlp, params
+
+
+def norm_head():
+  norm = {
+    "scale": 1 + 0.1 * normal(4, NUM_HEADS, FEATURES),
+    "bias": 0.1 * normal(5, NUM_HEADS, FEATURES),
+  }
+  return norm_first, {"norm": norm, "out": dense_params(2, FEATURES, CLASSES)}
+
+
+def cosine_head():
+  return cosine, {"kernel": normal(0, NUM_HEADS, FEATURES, CLASSES)}
+
+
+HEADS = {"dense": dense_head, "mlp": mlp_head, "norm": norm_head}
+all_heads = pytest.mark.parametrize("head", HEADS)
+
+
+def batch():
+  features = 1 + normal(10, BATCH, FEATURES)
+  labels = jnp.asarray(np.random.default_rng(1).integers(CLASSES, size=BATCH))
+  log_weights = normal(11, NUM_HEADS)
+  return features, labels, log_weights - np.log(np.exp(log_weights).sum())
+
+
+def two_evaluations(head_fn, params, features):
+  """The oracle: what the custom VJP does, said with stop_gradient."""
+  evaluate = jax.vmap(head_fn, in_axes=(0, None))
+  constant = jax.lax.stop_gradient
+  return HeadOutputs(
+    shared=evaluate(constant(params), features),
+    own=evaluate(params, constant(features)),
+  )
+
+
+def gradient_fn(head_fn, route=multi_head):
+  def loss_fn(params, features, labels, log_weights):
+    heads = route(head_fn, params, features)
+    return classification_loss(heads, labels, log_weights)
+
+  return jax.value_and_grad(loss_fn, argnums=(0, 1), has_aux=True)
+
+
+@functools.cache
+def compiled_step(head_fn, route=multi_head):
+  return jax.jit(gradient_fn(head_fn, route))
+
+
+def assert_close(actual, expected, terms):
+  """Equal up to the rounding of sums of so many terms, leaf by leaf."""
+
+  def check(actual, expected):
+    assert actual.dtype == expected.dtype
+    eps = float(jnp.finfo(expected.dtype).eps)
+    actual, expected = np.asarray(actual, float), np.asarray(expected, float)
+    bound = terms * eps * np.abs(expected).max()
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=bound)
+
+  jax.tree.map(check, actual, expected)
+
+
+def all_finite(tree):
+  return all(np.isfinite(x.astype(jnp.float32)).all() for x in jax.tree.leaves(tree))
+
+
+# The oracle
+
+
+@all_heads
+def test_gradient_equals_two_evaluations(head):
+  with jax.enable_x64(True):
+    head_fn, params = HEADS[head]()
+    args = params, *batch()
+    (loss, _), grads = compiled_step(head_fn)(*args)
+    (expected_loss, _), expected = compiled_step(head_fn, two_evaluations)(*args)
+    assert grads[1].dtype == jnp.float64
+    assert_close(loss, expected_loss, terms=BATCH)
+    assert_close(grads, expected, terms=NUM_HEADS * BATCH)
+
+
+def test_shared_cotangent_spares_parameters_and_own_spares_features():
+  head_fn, params = mlp_head()
+  features, *_ = batch()
+
+  def total(half):
+    return lambda params, features: getattr(
+      multi_head(head_fn, params, features), half
+    ).sum()
+
+  def gradients(half):
+    return jax.jit(jax.grad(total(half), (0, 1)))(params, features)
+
+  d_params, d_features = gradients("shared")
+  assert not any(x.any() for x in jax.tree.leaves(d_params))
+  assert d_features.any()
+  d_params, d_features = gradients("own")
+  assert all(x.any() for x in jax.tree.leaves(d_params))
+  assert not d_features.any()
+
+
+def test_outputs_are_those_of_each_head():
+  head_fn, params = mlp_head()
+  features, *_ = batch()
+  heads = multi_head(head_fn, params, features)
+  assert heads.num_heads == NUM_HEADS
+  for half in (heads.shared, heads.own):
+    for j in range(NUM_HEADS):
+      expected = head_fn(jax.tree.map(lambda x, j=j: x[j], params), features)
+      assert_close(half[j], expected, terms=FEATURES + HIDDEN)
+
+
+# The compiled program
+
+
+def op_counts(fn, *args):
+  """Ops by name in a compiled program, without the branches of conditionals."""
+  text = jax.jit(fn).lower(*args).compile().as_text()
+  computations = {}
+  for line in text.splitlines():
+    if match := re.match(r"(ENTRY )?%?([\w.\-]+) .*\{$", line):
+      name = "ENTRY" if match[1] else match[2]
+      computations[name] = body = []
+    elif line.startswith("  "):
+      body.append(line)
+  counts, waiting, seen = {}, ["ENTRY"], set()
+  while waiting:
+    name = waiting.pop()
+    if name in seen:
+      continue
+    seen.add(name)
+    for line in computations[name]:
+      op = re.search(r" = .*? ([\w\-]+)\(", line)[1]
+      counts[op] = counts.get(op, 0) + 1
+      if op != "conditional":
+        called = re.findall(r"%([\w.\-]+)", line.split(" = ")[1])
+        waiting += [name for name in called if name in computations]
+  return counts
+
+
+def plain_gradient_fn(head_fn):
+  """A plain model with as many heads, trained on the sum of their losses."""
+
+  def loss_fn(params, features, labels, log_weights):
+    logits = jax.vmap(head_fn, in_axes=(0, None))(params, features)
+    loss = optax.losses.softmax_cross_entropy_with_integer_labels
+    return jax.vmap(loss, in_axes=(0, None))(logits, labels).sum(), None
+
+  return jax.value_and_grad(loss_fn, argnums=(0, 1), has_aux=True)
+
+
+# A layer has one product forwards, one back to its kernel and one to its input. Where
+# parameters lie below it, that input has two cotangents (shared and own) for one.
+@pytest.mark.parametrize(
+  ("head", "additional"), [("dense", 0), ("norm", 1), ("mlp", 1)]
+)
+def test_compiled_step_evaluates_heads_once(head, additional):
+  head_fn, params = HEADS[head]()
+  args = params, *batch()
+  routed = op_counts(gradient_fn(head_fn), *args)
+  plain = op_counts(plain_gradient_fn(head_fn), *args)
+  assert plain["dot"] == (6 if head == "mlp" else 3)
+  assert routed["dot"] == plain["dot"] + additional
+  assert routed.get("rsqrt", 0) == plain.get("rsqrt", 0)
+  assert routed["conditional"] == 1
+
+
+def test_two_evaluations_behind_a_norm_layer_are_seen_by_the_count():
+  head_fn, params = norm_head()
+  args = params, *batch()
+  assert op_counts(gradient_fn(head_fn, two_evaluations), *args)["dot"] == 3 + 1 + 1
+
+
+def test_softmax_is_computed_once_for_both_losses():
+  head_fn, params = dense_head()
+  text = compiled_step(head_fn).lower(params, *batch()).compile().as_text()
+  logits = rf"f32\[{NUM_HEADS},{BATCH},{CLASSES}\]"
+  assert len(re.findall(rf"{logits}\S* exponential\(", text)) == 1
+
+
+# Divergence
+
+FACTORS = [1e25, np.inf, -np.inf, np.nan]
+VICTIMS = {
+  "one": [2],
+  "all but one": [0, 1, 3, 4],
+  "all": [0, 1, 2, 3, 4],
+}
+
+
+def diverge(params, factor, victims):
+  def scale(x):
+    factors = np.ones((NUM_HEADS,) + (1,) * (x.ndim - 1))
+    factors[victims] = factor
+    return jnp.asarray(np.asarray(x, float) * factors, x.dtype)
+
+  return jax.tree.map(scale, params)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("head", [*HEADS, "cosine"])
+def test_diverged_heads_leave_finite_gradients_of_the_others(head, dtype):
+  head_fn, params = {**HEADS, "cosine": cosine_head}[head]()
+  features, labels, log_weights = batch()
+  params, features = jax.tree.map(lambda x: x.astype(dtype), (params, features))
+  step = compiled_step(head_fn)
+  for name, victims in VICTIMS.items():
+    without_victims = log_weights.at[np.array(victims)].set(-jnp.inf)
+    (healthy_loss, _), healthy = step(params, features, labels, without_victims)
+    for factor in FACTORS:
+      case = f"{name} heads times {factor}"
+      bad = diverge(params, factor, victims)
+      (loss, info), grads = step(bad, features, labels, log_weights)
+      assert all_finite(grads), case
+      assert not np.isnan(loss), case
+      assert not np.isnan(info.head_log_likelihoods).any(), case
+      alive = set(np.flatnonzero(info.alive).tolist())
+      assert alive >= set(range(NUM_HEADS)) - set(victims), case
+      assert np.isfinite(factor) or not alive & set(victims), case
+      if not alive:
+        assert loss == jnp.inf, case
+        assert not any(x.any() for x in jax.tree.leaves(grads)), case
+      elif not alive & set(victims):
+        # As if they had never been there. (Some stay alive at 1e25.)
+        assert_close(loss, healthy_loss, terms=BATCH)
+        assert_close(grads[1], healthy[1], terms=NUM_HEADS)
+        others = np.array(sorted(alive))
+        mine, expected = jax.tree.map(lambda x, i=others: x[i], (grads[0], healthy[0]))
+        assert_close(mine, expected, terms=BATCH)
+
+
+def test_nonfinite_cotangents_are_zero_where_they_enter():
+  head_fn, params = dense_head()
+  features, *_ = batch()
+  _, pullback = jax.vjp(lambda *args: multi_head(head_fn, *args), params, features)
+  pullback = jax.jit(pullback)
+  shared = own = jnp.ones((NUM_HEADS, BATCH, CLASSES))
+  expected = pullback(HeadOutputs(shared.at[:, 3].set(0), own.at[1, 2].set(0)))
+  broken = HeadOutputs(shared.at[:, 3].set(jnp.nan), own.at[1, 2].set(jnp.inf))
+  jax.tree.map(np.testing.assert_array_equal, pullback(broken), expected)
+
+
+def test_nonfinite_features_leave_finite_gradients():
+  head_fn, params = norm_head()
+  features, labels, log_weights = batch()
+  for bad in (jnp.nan, jnp.inf):
+    args = params, features.at[0, 0].set(bad), labels, log_weights
+    (loss, info), grads = compiled_step(head_fn)(*args)
+    assert loss == jnp.inf
+    assert not info.alive.any()
+    assert all_finite(grads)
+
+
+# Arguments of every kind
+
+
+def test_aux_is_given_to_each_head_and_comes_back():
+  features, *_ = batch()
+  _, params = dense_head()
+  means = normal(7, NUM_HEADS, FEATURES)
+
+  def head_fn(params, features, mean):
+    return dense(params, features - mean[None]), 0.9 * mean + 0.1 * features.mean(0)
+
+  heads, new_means = multi_head(head_fn, params, features, aux=means, has_aux=True)
+  for j in range(NUM_HEADS):
+    one = jax.tree.map(lambda x, j=j: x[j], params)
+    assert_close(heads.shared[j], dense(one, features - means[j][None]), FEATURES)
+    assert_close(new_means[j], 0.9 * means[j] + 0.1 * features.mean(axis=0), BATCH)
+
+
+def test_aux_has_no_gradient():
+  features, *_ = batch()
+  _, params = dense_head()
+
+  def total(features, aux):
+    heads, new_aux = multi_head(
+      lambda params, features, aux: (dense(params, features) * aux, features.sum()),
+      params,
+      features,
+      aux=aux,
+      has_aux=True,
+    )
+    return heads.shared.sum() + heads.own.sum() + new_aux.sum(), heads.shared.sum()
+
+  aux = normal(8, NUM_HEADS)
+  d_features, d_aux = jax.grad(lambda *args: total(*args)[0], (0, 1))(features, aux)
+  assert not d_aux.any()
+  expected = jax.grad(lambda *args: total(*args)[1])(features, aux)
+  np.testing.assert_array_equal(d_features, expected)
+
+
+def test_random_keys_as_aux_give_each_head_its_own_mask():
+  features, *_ = batch()
+  _, params = dense_head()
+
+  def head_fn(params, features, key):
+    mask = jax.random.bernoulli(key, 0.5, features.shape)
+    return dense(params, jnp.where(mask, features, 0)), mask
+
+  def total(params, keys):
+    heads, masks = multi_head(head_fn, params, features, aux=keys, has_aux=True)
+    return heads.own.sum(), masks
+
+  keys = jax.random.split(jax.random.key(3), NUM_HEADS)
+  d_params, masks = jax.jit(jax.grad(total, has_aux=True))(params, keys)
+  assert len(np.unique(masks.reshape(NUM_HEADS, -1), axis=0)) == NUM_HEADS
+  for j in range(NUM_HEADS):
+    expected = np.where(masks[j], features, 0).sum(axis=0)
+    assert_close(d_params["kernel"][j, :, 0], expected, terms=BATCH)
+
+
+def test_closed_over_values_are_treated_as_features():
+  features, labels, log_weights = batch()
+  table = normal(9, FEATURES, CLASSES)  # as of an embedding that the output is tied to
+  _, params = dense_head()
+
+  def head_fn(params, inputs):
+    features, table = inputs
+    return features @ (table + params["kernel"])
+
+  def closing(params, features, table):
+    heads = multi_head(lambda params, x: head_fn(params, (x, table)), params, features)
+    return classification_loss(heads, labels, log_weights)[0]
+
+  def passing(params, features, table):
+    heads = multi_head(head_fn, params, (features, table))
+    return classification_loss(heads, labels, log_weights)[0]
+
+  args = params, features, table
+  grads = jax.jit(jax.grad(closing, (0, 1, 2)))(*args)
+  jax.tree.map(
+    np.testing.assert_array_equal, grads, jax.jit(jax.grad(passing, (0, 1, 2)))(*args)
+  )
+  assert grads[2].any()
+
+
+def test_closed_over_integers_and_keys_need_no_gradient():
+  features, *_ = batch()
+  _, params = dense_head()
+
+  def total(features, key, index):
+    def head_fn(params, features):
+      return dense(params, features * jax.random.normal(key, features.shape))[:, index]
+
+    return multi_head(head_fn, params, features).shared.sum()
+
+  keys = jax.random.split(jax.random.key(0), 2)
+  grads = jax.jit(jax.vmap(jax.grad(total), in_axes=(None, 0, 0)))(
+    features, keys, jnp.arange(2)
+  )
+  for j in range(2):
+    noise = jax.random.normal(keys[j], features.shape)
+    expected = noise * params["kernel"][:, :, j].sum(axis=0)[None]
+    assert_close(grads[j], expected, terms=NUM_HEADS)
+
+
+def test_trees_with_integer_leaves_pass_through():
+  features, *_ = batch()
+  kernels = normal(0, NUM_HEADS, FEATURES, CLASSES)
+  params = {"kernel": kernels, "index": jnp.arange(NUM_HEADS)}
+  inputs = {"x": features, "mask": jnp.arange(BATCH) % 2}
+
+  def head_fn(params, inputs):
+    logits = (
+      inputs["x"] @ params["kernel"] * inputs["mask"][:, None].astype(jnp.float32)
+    )
+    return {"logits": logits, "choice": logits.argmax(axis=-1) + params["index"]}
+
+  def total(params, inputs):
+    heads = multi_head(head_fn, params, inputs)
+    return heads.shared["logits"].sum() + heads.own["logits"].sum(), heads
+
+  grad_fn = jax.grad(total, argnums=(0, 1), allow_int=True, has_aux=True)
+  (d_params, d_inputs), heads = grad_fn(params, inputs)
+  assert heads.shared["choice"].shape == (NUM_HEADS, BATCH)
+  assert d_params["index"].dtype == d_inputs["mask"].dtype == jax.dtypes.float0
+  expected = jnp.broadcast_to(features[1::2].sum(axis=0)[None, :, None], kernels.shape)
+  assert_close(d_params["kernel"], expected, terms=BATCH)
+
+
+def test_numpy_parameters_and_features_work():
+  head_fn, params = dense_head()
+  features, *_ = batch()
+  heads = multi_head(head_fn, jax.tree.map(np.asarray, params), np.asarray(features))
+  np.testing.assert_array_equal(
+    heads.shared, multi_head(head_fn, params, features).shared
+  )
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_gradients_keep_the_dtype(dtype):
+  head_fn, params = dense_head()
+  features, labels, log_weights = batch()
+  params, features = jax.tree.map(lambda x: x.astype(dtype), (params, features))
+  step = compiled_step(head_fn)
+  (loss, info), grads = step(params, features, labels, log_weights)
+  assert loss.dtype == info.head_log_likelihoods.dtype == jnp.float32
+  assert all(x.dtype == dtype for x in jax.tree.leaves(grads))
+
+
+# Transformations
+
+
+def test_vmap_over_models_equals_a_loop():
+  with jax.enable_x64(True):
+    head_fn, params = mlp_head()
+    models = params, diverge(params, np.inf, [1])
+    step = gradient_fn(head_fn)
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *models)
+    vmapped = jax.jit(jax.vmap(step, in_axes=(0, None, None, None)))
+    (losses, _), grads = vmapped(stacked, *batch())
+    for i, model in enumerate(models):
+      (loss, _), expected = compiled_step(head_fn)(model, *batch())
+      assert_close(losses[i], loss, terms=BATCH)
+      actual = jax.tree.map(lambda x, i=i: x[i], grads)
+      assert_close(actual, expected, terms=NUM_HEADS * BATCH)
+
+
+def test_scanned_training_equals_a_loop():
+  with jax.enable_x64(True):
+    head_fn, params = mlp_head()
+    rest = batch()
+
+    def step(params, _):
+      (loss, _), (grads, _) = gradient_fn(head_fn)(params, *rest)
+      return jax.tree.map(lambda p, g: p - 0.1 * g, params, grads), loss
+
+    scanned, losses = jax.lax.scan(step, params, length=3)
+    step = jax.jit(step)
+    for i in range(3):
+      params, loss = step(params, None)
+      assert_close(losses[i], loss, terms=(i + 1) * BATCH)
+    assert_close(scanned, params, terms=3 * BATCH * NUM_HEADS)
+
+
+def test_checkpoint_changes_nothing():
+  with jax.enable_x64(True):
+    head_fn, params = mlp_head()
+    features, labels, log_weights = batch()
+
+    def loss_fn(wrap):
+      @wrap
+      def heads_of(params, features):
+        return multi_head(head_fn, params, jnp.tanh(features))
+
+      return lambda *args: classification_loss(heads_of(*args), labels, log_weights)[0]
+
+    args = params, features
+    expected = jax.jit(jax.grad(loss_fn(lambda f: f), (0, 1)))(*args)
+    grads = jax.jit(jax.grad(loss_fn(jax.checkpoint), (0, 1)))(*args)
+    assert_close(grads, expected, terms=NUM_HEADS * BATCH)
+
+
+def test_second_derivatives_are_those_of_the_routed_gradient():
+  with jax.enable_x64(True):
+    head_fn, params = dense_head()
+    features, labels, log_weights = batch()
+    evaluate = jax.vmap(head_fn, in_axes=(0, None))
+
+    def mixture(params, features):
+      log_probs = jax.nn.log_softmax(evaluate(params, features))
+      log_probs = log_probs[:, jnp.arange(BATCH), labels] + log_weights[:, None]
+      return -jax.nn.logsumexp(log_probs, axis=0).mean()
+
+    def sum_of_losses(params, features):
+      log_probs = jax.nn.log_softmax(evaluate(params, features))
+      return -log_probs[:, jnp.arange(BATCH), labels].mean(axis=1).sum()
+
+    def expected(params, features):
+      d_params = jax.grad(sum_of_losses)(params, features)
+      return d_params, jax.grad(mixture, argnums=1)(params, features)
+
+    def routed(params, features):
+      return gradient_fn(head_fn)(params, features, labels, log_weights)[1]
+
+    direction = jax.tree.map(jnp.cos, (params, features))
+
+    def forward_over_reverse(gradient):
+      return jax.jit(lambda *args: jax.jvp(gradient, *args)[1])(args, direction)
+
+    def reverse_over_reverse(gradient):
+      def squares(*args):
+        return sum((x**2).sum() for x in jax.tree.leaves(gradient(*args)))
+
+      return jax.jit(jax.grad(squares, argnums=(0, 1)))(*args)
+
+    args = params, features
+    terms = NUM_HEADS * BATCH * FEATURES
+    for twice in (forward_over_reverse, reverse_over_reverse):
+      assert_close(twice(routed), twice(expected), terms)
+
+
+def test_forward_mode_is_refused():
+  head_fn, params = dense_head()
+  features, *_ = batch()
+  with pytest.raises(TypeError, match="forward-mode"):
+    jax.jvp(lambda x: multi_head(head_fn, params, x), (features,), (features,))
+
+
+# HeadOutputs, and bad arguments
+
+
+def test_head_outputs_are_a_tree_and_no_array():
+  x = jnp.ones((3, 2))
+  heads = jax.tree.map(lambda x: x / 2, HeadOutputs(shared=x, own=x))
+  assert isinstance(heads, HeadOutputs)
+  assert heads.num_heads == 3
+  np.testing.assert_array_equal(heads.own, x / 2)
+  with pytest.raises(TypeError):
+    jax.nn.softmax(heads)
+  with pytest.raises(AttributeError):
+    heads.own = x
+
+
+def test_head_fn_must_be_callable():
+  with pytest.raises(TypeError, match=r"multi_head\(head_fn=...\) .* got dict"):
+    multi_head({}, jnp.ones((2, 3)), jnp.ones(3))
+
+
+@pytest.mark.parametrize(
+  ("params", "aux", "found"),
+  [
+    ({"a": jnp.ones((2, 3)), "b": jnp.ones((4,))}, None, r"\[2, 4\]"),
+    (jnp.ones((2, 3)), jnp.ones(5), r"\[2, 5\]"),
+    ({"a": jnp.ones((2, 3)), "b": jnp.ones(())}, None, r"\[2, None\]"),
+    (jnp.ones((0, 3)), None, r"\[0\]"),
+    ({}, None, r"\[\]"),
+  ],
+)
+def test_leading_axes_must_agree(params, aux, found):
+  with pytest.raises(ValueError, match=f"num_heads >= 1, got leading axes {found}"):
+    multi_head(lambda params, x: x, params, jnp.ones(3), aux=aux)
