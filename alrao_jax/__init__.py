@@ -1,0 +1,40 @@
+"""Alrao: train networks with no learning rate to choose, on jax and optax."""
+
+from ._alrao import alrao as alrao
+from ._averaging import Averaging as Averaging
+from ._averaging import BayesState as BayesState
+from ._averaging import FixedShareState as FixedShareState
+from ._averaging import SwitchState as SwitchState
+from ._averaging import bayes as bayes
+from ._averaging import fixed_share as fixed_share
+from ._averaging import switch as switch
+from ._heads import TrackHeadsState as TrackHeadsState
+from ._heads import log_weights as log_weights
+from ._heads import track_heads as track_heads
+from ._losses import binary_loss as binary_loss
+from ._losses import classification_loss as classification_loss
+from ._losses import regression_loss as regression_loss
+from ._mixture import MixtureInfo as MixtureInfo
+from ._mixture import mixture_log_probs as mixture_log_probs
+from ._mixture import mixture_loss as mixture_loss
+from ._mixture import mixture_mean as mixture_mean
+from ._per_head import PerHeadState as PerHeadState
+from ._per_head import per_head as per_head
+from ._pretrained import load_pretrained as load_pretrained
+from ._rates import Bernoulli as Bernoulli
+from ._rates import LogUniform as LogUniform
+from ._rates import bernoulli as bernoulli
+from ._rates import log_uniform as log_uniform
+from ._report import describe_units as describe_units
+from ._routing import HeadOutputs as HeadOutputs
+from ._routing import multi_head as multi_head
+from ._transform import ScaleByUnitRatesState as ScaleByUnitRatesState
+from ._transform import scale_by_unit_rates as scale_by_unit_rates
+from ._transform import unit_rates as unit_rates
+from ._transform import with_unit_rates as with_unit_rates
+from ._units import UnitOptions as UnitOptions
+from ._units import Units as Units
+from ._units import UnitSpec as UnitSpec
+from ._units import unit_specs as unit_specs
+
+__version__ = "0.1.0"

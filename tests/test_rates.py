@@ -1,0 +1,212 @@
+"""Distributions of rates, the ladder of the heads, and the stability of the draws."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import alrao_jax as alrao
+from alrao_jax import _rates, _units
+
+
+def dense(units, inputs=3):
+  return {"kernel": jnp.ones((inputs, units)), "bias": jnp.ones(units)}
+
+
+def heads(num_heads):
+  return {"alrao_heads": {"kernel": jnp.ones((num_heads, 3, 2))}}
+
+
+def draw(params, key=None, **options):
+  key = jax.random.key(0) if key is None else key
+  return alrao.unit_rates(
+    alrao.scale_by_unit_rates(key, **options).init(params), params
+  )
+
+
+def quantiles(num_units, key):
+  layout = _rates.Layout(0, ("layer",), (num_units,), (0,))
+  return np.asarray(_rates.draw_quantiles(key, layout, jnp.float32))
+
+
+def test_log_uniform_is_uniform_in_the_logarithm():
+  n = 20_000
+  rates = alrao.log_uniform(1e-5, 10.0).quantile(quantiles(n, jax.random.key(3)))
+  share = (np.log(np.asarray(rates, np.float64)) - np.log(1e-5)) / np.log(1e6)
+  # The Kolmogorov statistic exceeds 5 / (2 sqrt n) with probability 2 exp(-12.5).
+  ordered = np.sort(share)
+  assert np.abs(ordered - (np.arange(n) + 0.5) / n).max() < 2.5 / np.sqrt(n)
+  assert rates.min() >= 1e-5 * (1 - 1e-6) and rates.max() <= 10.0 * (1 + 1e-6)
+
+
+def test_bernoulli_learns_with_probability_p():
+  n, p = 20_000, 0.3
+  rates = alrao.bernoulli(0.5, p).quantile(quantiles(n, jax.random.key(4)))
+  assert set(np.unique(rates).tolist()) == {0.0, 0.5}
+  assert abs((rates > 0).mean() - p) < 5 * np.sqrt(p * (1 - p) / n)
+
+
+@pytest.mark.parametrize("p", [0.0, 1.0])
+def test_bernoulli_at_its_ends_is_certain(p):
+  u = jnp.asarray(quantiles(1000, jax.random.key(5)))
+  assert (alrao.bernoulli(0.5, p).quantile(u) == 0.5 * p).all()
+
+
+@pytest.mark.parametrize(
+  "law", [alrao.log_uniform(1e-4, 2.0), alrao.bernoulli(0.5, 0.3)]
+)
+def test_cdf_inverts_quantile(law):
+  u = jnp.asarray(quantiles(1000, jax.random.key(6)))
+  rates = law.quantile(u)
+  np.testing.assert_allclose(law.quantile(law.cdf(rates)), rates, rtol=1e-5)
+
+
+def test_equal_bounds_give_the_bound_to_the_last_bit():
+  for rate in (1e-5, 0.1, 0.3, 7.0):
+    rates = draw({"a": dense(50)}, min_learning_rate=rate, max_learning_rate=rate)
+    assert (np.asarray(rates["a"]["bias"]) == np.float32(rate)).all()
+
+
+@pytest.mark.parametrize("num_heads", [2, 5, 10])
+def test_the_ladder_is_log_even_with_the_bounds_at_its_ends(num_heads):
+  rates = draw({"out": heads(num_heads)}, min_learning_rate=1e-5)["out"]
+  ladder = np.asarray(rates["alrao_heads"]["kernel"][:, 0, 0], np.float64)
+  j = np.arange(num_heads)
+  expected = np.exp(np.log(1e-5) + j / (num_heads - 1) * np.log(10 / 1e-5))
+  np.testing.assert_allclose(ladder, expected, rtol=5e-6)
+
+
+def test_a_single_head_has_the_geometric_middle_or_the_rate_asked_for():
+  params = {"out": heads(1)}
+  kernel = draw(params)["out"]["alrao_heads"]["kernel"]
+  np.testing.assert_allclose(kernel, np.sqrt(1e-5 * 10), rtol=1e-5)
+  kernel = draw(params, single_head_learning_rate=0.3)["out"]["alrao_heads"]["kernel"]
+  np.testing.assert_allclose(kernel, 0.3, rtol=1e-5)
+
+
+def test_draws_do_not_depend_on_the_rest_of_the_network():
+  small = {"b": dense(4), "c": dense(5)}
+  large = {"a": dense(7), "b": dense(4), "bb": dense(2), "c": dense(9)}
+  before, after = draw(small), draw({**large, "out": heads(3)})
+  np.testing.assert_array_equal(before["b"]["kernel"], after["b"]["kernel"])
+  np.testing.assert_array_equal(before["c"]["bias"], after["c"]["bias"][:5])
+
+
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg", "unsafe_rbg"])
+def test_draws_are_stable_for_every_kind_of_key(impl):
+  key = jax.random.key(7, impl=impl)
+  small, large = draw({"b": dense(4)}, key), draw({"a": dense(3), "b": dense(6)}, key)
+  np.testing.assert_array_equal(small["b"]["bias"], large["b"]["bias"][:4])
+
+
+def test_raw_and_typed_keys_draw_alike():
+  raw = jax.random.key_data(jax.random.key(8))
+  params = {"a": dense(6)}
+  np.testing.assert_array_equal(
+    draw(params, raw)["a"]["bias"], draw(params, jax.random.key(8))["a"]["bias"]
+  )
+
+
+def test_keys_and_layers_draw_independently():
+  params = {"a": dense(2000), "b": dense(2000)}
+  one, other = draw(params, jax.random.key(1)), draw(params, jax.random.key(2))
+  log = lambda tree, name: np.log(np.asarray(tree[name]["bias"], np.float64))  # noqa: E731
+  for x, y in (
+    (log(one, "a"), log(one, "b")),
+    (log(one, "a"), log(other, "a")),
+    (log(one, "a")[1:], log(one, "a")[:-1]),
+  ):
+    assert abs(np.corrcoef(x, y)[0, 1]) < 5 / np.sqrt(len(x))
+
+
+def test_all_incoming_weights_of_a_unit_share_its_rate():
+  rates = draw({"a": dense(6, inputs=5)})["a"]
+  for row in np.asarray(rates["kernel"]):
+    np.testing.assert_array_equal(row, rates["bias"])
+  assert len(np.unique(rates["bias"])) == 6
+
+
+def test_per_weight_draws_every_entry():
+  params = {"a": dense(6), "out": heads(3)}
+  state = alrao.scale_by_unit_rates(jax.random.key(0), granularity="per_weight").init(
+    params
+  )
+  assert state.quantiles.size == 3 + 3 * 6 + 6
+  rates = alrao.unit_rates(state, params, granularity="per_weight")
+  assert len(np.unique(rates["a"]["kernel"])) == 18
+  assert len(np.unique(rates["out"]["alrao_heads"]["kernel"])) == 3
+
+
+def test_the_state_holds_one_float_a_unit():
+  params = {"conv": {"kernel": jnp.ones((3, 3, 2, 8))}, "a": dense(6)}
+  state = alrao.scale_by_unit_rates(jax.random.key(0)).init(params)
+  assert state.quantiles.shape == (8 + 6,)
+  other = sum(leaf.size for leaf in jax.tree.leaves(state)) - state.quantiles.size
+  assert other == 5  # a counter and two pairs of bounds
+
+
+def test_any_named_tuple_with_a_quantile_function_is_a_distribution():
+  class Square(_rates.NamedTuple):
+    top: float
+
+    def quantile(self, u):
+      return self.top * u * u
+
+  params = {"a": dense(40)}
+  state = alrao.scale_by_unit_rates(jax.random.key(0), distribution=Square(2.0)).init(
+    params
+  )
+  u = state.quantiles
+  rates = alrao.unit_rates(state, params)["a"]["bias"]
+  np.testing.assert_allclose(rates, 2 * u**2, rtol=1e-6)
+  with pytest.raises(TypeError, match=r"give Square a method cdf\(rate\)"):
+    alrao.with_unit_rates(state, params, alrao.unit_rates(state, params))
+
+
+def test_written_rates_are_read_back():
+  params = {"a": dense(6), "out": heads(4)}
+  state = alrao.alrao(jax.random.key(0)).init(params)
+  wanted = jax.tree.map(
+    lambda r: r * 1.7,
+    alrao.unit_rates(alrao.alrao(jax.random.key(9)).init(params), params),
+  )
+  state = alrao.with_unit_rates(state, params, wanted)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5),
+    alrao.unit_rates(state, params),
+    wanted,
+  )
+
+
+def test_rates_of_other_parameters_are_an_error():
+  state = alrao.scale_by_unit_rates(jax.random.key(0)).init({"a": dense(6)})
+  with pytest.raises(ValueError, match="6 rates for parameters with 7 units"):
+    alrao.unit_rates(state, {"a": dense(7)})
+  with pytest.raises(ValueError, match="needs rates of shape"):
+    alrao.with_unit_rates(state, {"a": dense(6)}, {"a": {"bias": jnp.ones(6)}})
+
+
+def test_heads_that_disagree_on_their_number_are_an_error():
+  params = {"one": heads(3), "two": heads(4)}
+  with pytest.raises(ValueError, match="agree on num_heads"):
+    alrao.scale_by_unit_rates(jax.random.key(0)).init(params)
+
+
+def test_redraw_takes_new_rates_each_step_and_is_a_function_of_key_and_step():
+  params = {"a": dense(6), "out": heads(3)}
+  optimizer = alrao.scale_by_unit_rates(jax.random.key(0), redraw=True)
+  seen = []
+  for _ in range(2):
+    state = optimizer.init(params)
+    for _ in range(3):
+      _, state = optimizer.update(params, state, params)
+      seen.append(np.asarray(state.quantiles))
+  assert len({tuple(q[3:]) for q in seen}) == 3
+  np.testing.assert_array_equal(seen[:3], seen[3:])
+  np.testing.assert_allclose(seen[0][:3], [0, 0.5, 1])
+
+
+def test_the_layout_puts_the_ladder_first_then_groups_by_name():
+  params = {"b": dense(2), "a": dense(3), "out": heads(4)}
+  layout = _rates.make_layout(_units.unit_specs(params))
+  assert layout == _rates.Layout(4, ("a", "b"), (3, 2), (4, 7))
