@@ -1,0 +1,1 @@
+"""Benchmarks of Alrao: networks, data sets, the training loop, and its commands."""
