@@ -62,8 +62,8 @@ def track_heads(
     >>> tracker = alrao.track_heads()
     >>> _, state = tracker.update(params, tracker.init(params), params,
     ...                           head_log_likelihoods=jnp.array([-0.5, -2.0]))
-    >>> print(jnp.exp(alrao.log_weights(state)).round(2))
-    [0.66 0.34]
+    >>> print(jnp.round(100 * jnp.exp(alrao.log_weights(state))))
+    [66. 34.]
 
   Reference:
     Blier, Wolinski, Ollivier, `Learning with Random Learning Rates

@@ -93,6 +93,12 @@ def unit_specs(
 ) -> dict[str, UnitSpec]:
   """Reads the units of every parameter from the shapes in a tree.
 
+  What shapes can't tell, ``unit_overrides(model)`` of ``alrao_jax.linen`` and
+  ``alrao_jax.nnx`` can. From shapes alone, layers without bias share rates between
+  stacks (``vmap``, ``scan``), between places (``ConvLocal``) and along all feature axes
+  but the last (``DenseGeneral``, ``Einsum``); a kernel with ``transpose_kernel`` that
+  is square or has no bias, or of an einsum that swaps equal axes, is misread.
+
   Args:
     params: Pytree of arrays or ``jax.ShapeDtypeStruct``: a linen or haiku dict, an
       ``nnx.State``, boxed or pure, an Equinox module, any nested dict.
@@ -100,11 +106,6 @@ def unit_specs(
 
   Returns:
     The :class:`UnitSpec` of each leaf by path, in the tree's order.
-
-  What shapes can't tell, and ``unit_overrides(model)`` of ``alrao_jax.linen`` and
-  ``alrao_jax.nnx`` can: without bias, several feature axes (``DenseGeneral``,
-  ``Einsum``), places (``ConvLocal``) and stacks (``vmap``, ``scan``) share rates;
-  with ``transpose_kernel``, a kernel that is square or has no bias counts inputs.
 
   Raises:
     TypeError: A leaf is no array of a floating dtype; an override is malformed.
