@@ -12,6 +12,7 @@ from ._mixture import (
   MixtureInfo,
   as_array,
   check_heads,
+  example_weights,
   loss_dtype,
   one_array,
   routed_loss,
@@ -41,7 +42,8 @@ def classification_loss(
       -1 they count from the end, all others make NaN, which here puts every head out
       (loss ``inf``). Under weight 0 any label will do.
     log_weights: logs of the heads' weights, ``(num_heads,)``.
-    label_smoothing: share of each target spread evenly over the classes, in [0, 1].
+    label_smoothing: share of each target spread evenly over the classes, in [0, 1];
+      0 where classes are excluded, whose share would cost an infinite loss.
     weights: weight of each example, of shape ``(...)``, as in `mixture_loss`.
 
   Returns:
@@ -99,7 +101,7 @@ def classification_loss(
       f"or of one head's logits, {logits.shape[1:]}, got {labels.shape}."
     )
   targets = optax.losses.smooth_labels(targets, jnp.asarray(label_smoothing, dtype))
-  weights = as_array(call, "weights", weights, batch, dtype)
+  weights = example_weights(call, weights, batch, dtype)
   class_weights = jnp.where(weights[..., None] != 0, weights[..., None] * targets, 0)
   return routed_loss(
     call,

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ._routing import HeadOutputs
+from ._routing import HeadOutputs, closure_convert
 
 
 class MixtureInfo(NamedTuple):
@@ -66,7 +66,8 @@ def mixture_loss(
       ``log_weights(opt_state)``. They are constants to the gradient.
     weights: non-negative or bool, of the shape that ``log_prob`` returns: a mask for
       padding, or sample weights. Log-likelihoods under weight 0 never matter, not even
-      NaN. If all are 0 the loss is 0. By default each example weighs 1.
+      NaN; but features must be finite there too, as in any model, since the gradient
+      multiplies them by 0. All weights 0 make a loss of 0. By default they are 1.
 
   Returns:
     The loss, a scalar in at least float32, and `MixtureInfo`.
@@ -87,7 +88,9 @@ def mixture_loss(
   Reference:
     arXiv 1810.01322, section 3 and Algorithm 1.
   """
-  return routed_loss("mixture_loss()", heads, log_prob, log_weights, weights)
+  call = "mixture_loss()"
+  check_heads(call, heads, log_weights)
+  return routed_loss(call, heads, log_prob, log_weights, weights)
 
 
 def mixture_log_probs(heads: HeadOutputs, log_weights: jax.Array) -> jax.Array:
@@ -189,18 +192,16 @@ def routed_loss(
   total: jax.Array | None = None,
 ) -> tuple[jax.Array, MixtureInfo]:
   """`mixture_loss`, dividing by ``total`` instead of the sum of weights if given."""
-  check_heads(call, heads, log_weights)
-  # As arguments, the values that log_prob closes over can be constants to the heads.
-  one_head = jax.eval_shape(lambda x: jax.tree.map(lambda x: x[0], x), heads.shared)
-  converted, closed_over = jax.closure_convert(lambda x: log_prob(x), one_head)
 
-  def log_likelihoods(outputs, closed_over):  # (num_heads, *examples)
-    values = jax.vmap(lambda x: converted(x, *closed_over))(outputs)
+  def evaluate(outputs):  # (num_heads, *examples)
+    values = jax.vmap(log_prob)(outputs)
     return values.astype(loss_dtype(values))
 
-  shared = log_likelihoods(heads.shared, closed_over)
-  own = log_likelihoods(heads.own, jax.lax.stop_gradient(closed_over))
-  weights = as_array(call, "weights", weights, shared.shape[1:], shared.dtype)
+  # What log_prob closes over would receive the gradient of every head's own loss too.
+  converted, closed_over = closure_convert(evaluate, heads.shared)
+  shared = converted(closed_over, heads.shared)
+  own = converted(jax.lax.stop_gradient(closed_over), heads.own)
+  weights = example_weights(call, weights, shared.shape[1:], shared.dtype)
   used = weights[None] != 0
   shared, own = jnp.where(used, shared, 0), jnp.where(used, own, 0)
   divisor = weights.sum() if total is None else total
@@ -233,19 +234,26 @@ def loss_dtype(x: jax.Array) -> Any:
 def as_array(
   call: str, name: str, value: Any, shape: tuple[int, ...], dtype: Any
 ) -> jax.Array:
-  """The value as an array of that dtype, ones for None.
+  """The value as an array of that dtype.
 
   Raises:
     ValueError: It has another shape.
   """
-  if value is None:
-    return jnp.ones(shape, dtype)
   if jnp.shape(value) != shape:
     raise ValueError(
       f"{call.removesuffix('()')}({name}=...) must have shape {shape}, got "
       f"{jnp.shape(value)}."
     )
   return jnp.asarray(value).astype(dtype)
+
+
+def example_weights(
+  call: str, weights: Any, shape: tuple[int, ...], dtype: Any
+) -> jax.Array:
+  """The weights as an array of that shape and dtype, by default ones."""
+  if weights is None:
+    return jnp.ones(shape, dtype)
+  return as_array(call, "weights", weights, shape, dtype)
 
 
 def check_heads(call: str, heads: Any, log_weights: Any) -> None:
@@ -258,9 +266,9 @@ def check_heads(call: str, heads: Any, log_weights: Any) -> None:
     )
   if jnp.shape(log_weights) != (heads.num_heads,):
     raise ValueError(
-      f"{call}(log_weights=...) must have shape {(heads.num_heads,)}, one entry a head, "
-      f"got {jnp.shape(log_weights)}: write log_weights(opt_state), of an optimizer "
-      "initialised with this model's parameters."
+      f"{call}(log_weights=...) must have shape {(heads.num_heads,)}, one entry a "
+      f"head, got {jnp.shape(log_weights)}: write log_weights(opt_state), of an "
+      "optimizer initialised with this model's parameters."
     )
 
 

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
+from jax.extend.core import jaxpr_as_fun
 
 PyTree = Any
 
@@ -59,10 +61,10 @@ def multi_head(
   features were. The losses of this package are of that form.
 
   The gradients are always finite, so that one diverged head neither stops the others
-  nor poisons an optimizer's state: incoming cotangents and the parameters' gradient
-  have non-finite entries set to zero, and where the features' gradient is not finite
-  it is computed again without the heads whose cotangent is zero. (This is a
-  `jax.lax.cond`; under `jax.vmap` both its branches run.)
+  nor poisons an optimizer's state. Non-finite entries become zero in the incoming
+  cotangents and in the parameters' gradient; if the features' gradient has any, it is
+  computed again without the heads whose cotangent is zero. (That is a `jax.lax.cond`:
+  under `jax.vmap` both its branches run.)
 
   Values that ``head_fn`` closes over, such as the matrix of a tied embedding, are
   treated as features are.
@@ -109,26 +111,51 @@ def multi_head(
       f"features, got {type(head_fn).__name__}."
     )
   num_heads = _leading_axis(stacked_params, aux)
-  one_head = jax.eval_shape(
-    lambda *stacked: jax.tree.map(lambda x: x[0], stacked), stacked_params, aux
-  )
 
-  def head(params, features, aux):
-    args = (params, features) if aux is None else (params, features, aux)
-    return head_fn(*args) if has_aux else (head_fn(*args), None)
+  def all_heads(params, features, aux):
+    def head(params, aux):
+      args = (params, features) if aux is None else (params, features, aux)
+      return head_fn(*args) if has_aux else (head_fn(*args), None)
 
-  # A custom VJP sees no gradient of closed-over values: they become arguments.
-  converted, closed_over = jax.closure_convert(head, one_head[0], features, one_head[1])
+    return jax.vmap(head, axis_size=num_heads)(params, aux)
+
+  # A custom VJP knows no gradient of closed-over values: they become arguments.
+  converted, closed_over = closure_convert(all_heads, stacked_params, features, aux)
 
   def evaluate(params, inputs, aux):
-    def one(params, aux):
-      return converted(params, inputs[0], aux, *inputs[1])
+    features, closed_over = inputs
+    return converted(closed_over, params, features, aux)
 
-    return jax.vmap(one, axis_size=num_heads)(params, aux)
-
-  aux = jax.lax.stop_gradient(aux)
   heads, new_aux = _route(evaluate, stacked_params, (features, closed_over), aux)
-  return (heads, jax.lax.stop_gradient(new_aux)) if has_aux else heads
+  return (heads, new_aux) if has_aux else heads
+
+
+def closure_convert(
+  fn: Callable[..., PyTree], *args: PyTree
+) -> tuple[Callable[..., PyTree], list[jax.Array]]:
+  """Makes the arrays that a function closes over an argument of it, the first.
+
+  Does as `jax.closure_convert`, whose cache would keep all those arrays alive.
+
+  Args:
+    fn: a pure function.
+    *args: arguments of the types that it will be called with.
+
+  Returns:
+    ``converted``, with ``converted(closed_over, *args) == fn(*args)``, and
+    ``closed_over``, which is empty if it would hold constants only.
+  """
+  closed_jaxpr, outputs = jax.make_jaxpr(fn, return_shape=True)(*args)
+  if not any(isinstance(x, jax.core.Tracer) for x in closed_jaxpr.consts):
+    # Traced anew, fn takes arguments that vary over other axes of a jax.shard_map.
+    return lambda _, *args: fn(*args), []
+  treedef = jax.tree.structure(outputs)
+
+  def converted(closed_over, *args):
+    flat_fn = jaxpr_as_fun(closed_jaxpr.replace(consts=closed_over))
+    return jax.tree.unflatten(treedef, flat_fn(*jax.tree.leaves(args)))
+
+  return converted, closed_jaxpr.consts
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -164,8 +191,7 @@ def _route_backward(evaluate, residuals, cotangents):
       if not jnp.issubdtype(x.dtype, jnp.inexact):
         return x
       shape = matters.shape + (1,) * (x.ndim - 1)
-      zero = jnp.zeros_like(x)
-      donor = jnp.where(first.reshape(shape), x, zero).sum(axis=0, keepdims=True)
+      donor = jnp.where(first.reshape(shape), x, 0).sum(axis=0, keepdims=True)
       return jnp.where(matters.reshape(shape), x, donor)
 
     good_params, good_aux = jax.tree.map(replace, (params, aux))
@@ -180,6 +206,7 @@ _route.defvjp(_route_forward, _route_backward)
 
 
 def _leading_axis(*stacked: PyTree) -> int:
+  """The length of the first axis, the same in all leaves."""
   leaves = [x for tree in stacked for x in jax.tree.leaves(tree)]
   lengths = sorted({jnp.shape(x)[0] if jnp.ndim(x) else None for x in leaves}, key=str)
   if len(lengths) != 1 or not lengths[0]:
@@ -192,10 +219,12 @@ def _leading_axis(*stacked: PyTree) -> int:
 
 
 def _finite(tree: PyTree) -> PyTree:
+  """Zeros in place of NaN and infinities."""
+
   def finite(x):
     if x.dtype == jax.dtypes.float0:
       return x
-    return jnp.where(jnp.isfinite(x), x, jnp.zeros_like(x))
+    return jnp.where(jnp.isfinite(x), x, 0)
 
   return jax.tree.map(finite, tree)
 

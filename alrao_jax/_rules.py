@@ -156,13 +156,10 @@ class Rules:
           f"{', '.join(map(str, fits))}. To say which, "
           f"{override_text(kernel, fits[-1])}."
         )
-      tie = len(fits) > 1 and len(sizes) == 1
-      side = "first" if self._first else "last"
-      return (
-        axes,
-        bias_axes,
-        f"kernel with bias, tie: {side}" if tie else "kernel with bias",
-      )
+      rule = "kernel with bias"
+      if len(fits) > 1 and len(sizes) == 1:
+        rule += f", tie: {'first' if self._first else 'last'}"
+      return axes, bias_axes, rule
     raise ValueError(
       f"A bias must fit axes of its kernel, got {kernel!r} of shape {shape} and "
       f"{bias!r} of shape {bias_shape}. To say which axes of the kernel index its "

@@ -1,7 +1,9 @@
 """Heads evaluated once, gradients on two ways."""
 
 import functools
+import gc
 import re
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -415,6 +417,21 @@ def test_closed_over_integers_and_keys_need_no_gradient():
     assert_close(grads[j], expected, terms=NUM_HEADS)
 
 
+def test_closed_over_arrays_are_not_kept_alive():
+  features, _, log_weights = batch()
+  head_fn, params = dense_head()
+
+  def evaluate_once():
+    labels, noise = batch()[1], jnp.ones_like(features)
+    heads = multi_head(lambda params, x: head_fn(params, x * noise), params, features)
+    classification_loss(heads, labels, log_weights)
+    return weakref.ref(noise), weakref.ref(labels)
+
+  arrays = evaluate_once()
+  gc.collect()
+  assert [array() for array in arrays] == [None, None]
+
+
 def test_trees_with_integer_leaves_pass_through():
   features, *_ = batch()
   kernels = normal(0, NUM_HEADS, FEATURES, CLASSES)
@@ -492,6 +509,25 @@ def test_scanned_training_equals_a_loop():
       params, loss = step(params, None)
       assert_close(losses[i], loss, terms=(i + 1) * BATCH)
     assert_close(scanned, params, terms=3 * BATCH * NUM_HEADS)
+
+
+def test_shard_map_checks_how_values_vary_over_devices():
+  head_fn, params = mlp_head()
+  features, labels, log_weights = batch()
+  mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+  rows = jax.P("data")
+
+  @jax.jit
+  @functools.partial(
+    jax.shard_map, mesh=mesh, in_specs=(jax.P(), rows, rows), out_specs=(jax.P(), rows)
+  )
+  def gradients(params, features, labels):
+    return gradient_fn(head_fn)(params, features, labels, jnp.asarray(log_weights))[1]
+
+  for bad in (params, diverge(params, np.inf, [1])):
+    _, expected = compiled_step(head_fn)(bad, features, labels, log_weights)
+    actual = gradients(bad, features, labels)
+    assert_close(actual, expected, terms=NUM_HEADS * BATCH)
 
 
 def test_checkpoint_changes_nothing():
