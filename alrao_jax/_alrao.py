@@ -47,7 +47,8 @@ def alrao(
       optax.scale_by_schedule(schedule),
       alrao.track_heads(averaging))
 
-  preceded by a guard that sets gradient entries which are not finite to zero.
+  preceded by a guard that zeroes gradient entries which are not finite, or beyond 1e18:
+  Adam would square them and never forget.
 
   Which interval goes with which base: ``[1e-5, 10]`` (the default) for plain SGD, and
   ``[1e-6, 1]`` for ``optax.scale_by_adam()``, both the papers'. A base with momentum
@@ -108,7 +109,7 @@ def alrao(
   _checks.check_interval("alrao()", min_learning_rate, max_learning_rate)
   base = optax.identity() if base is None else base
   _check_base(base)
-  parts = [_zero_nonfinite(), base]
+  parts = [_drop_diverged(), base]
   if weight_decay is not None:
     _checks.check_non_negative("alrao()", "weight_decay", weight_decay)
     parts.append(optax.add_decayed_weights(weight_decay, weight_decay_mask))
@@ -135,16 +136,17 @@ def alrao(
   return optax.chain(*parts)
 
 
-def _zero_nonfinite():
-  """Drops gradient entries of a diverged unit, which a base's state would keep."""
+def _drop_diverged():
+  """Drops what a base's state would keep for good: NaN, inf, and infinite squares."""
 
-  def zero(updates, params):
+  def drop(updates, params):
     del params
+    # The square of 1e18 is finite in float32, and so is a long sum of them.
     return jax.tree.map(
-      lambda g: jnp.where(jnp.isfinite(g), g, jnp.zeros_like(g)), updates
+      lambda g: jnp.where(jnp.abs(g) < 1e18, g, jnp.zeros_like(g)), updates
     )
 
-  return optax.stateless(zero)
+  return optax.stateless(drop)
 
 
 def _check_base(base):
