@@ -1,0 +1,252 @@
+"""The one training loop of all benchmarks.
+
+It trains a `Program`, whatever that is, epoch after epoch: validates, stops early,
+keeps what was best, checkpoints, records, and goes on where a killed run left off. How
+to train on a batch is the program's business; `benchmarks.images` has the one for
+images.
+"""
+
+import dataclasses
+import datetime
+import math
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from benchmarks import records
+from benchmarks.checkpoints import Checkpoints, delete
+from benchmarks.loops import Loop
+from benchmarks.progress import Display
+
+PyTree = Any
+
+POSTERIORS_PER_EPOCH = 10
+
+
+class Program(Protocol):
+  """A network and an optimizer, compiled once for all rates and seeds.
+
+  Attributes:
+    step: The training loop: ``(state, data, batches)`` to the next state, and the
+      ``loss`` (steps,) and ``head_weights`` (steps, num_heads) of each step, the latter
+      with num_heads 0 where there are no heads.
+    data: What `step` reads, on the device.
+    examples_per_epoch: How many examples an epoch's batches hold.
+    steps_per_epoch: How many batches.
+    survives_divergence: Whether a run goes on after a loss that is not finite. Alrao
+      leaves diverged heads out and may recover; ordinary training ends as failed.
+    num_parameters: Of the network.
+  """
+
+  step: Loop
+  data: PyTree
+  examples_per_epoch: int
+  steps_per_epoch: int
+  survives_divergence: bool
+  num_parameters: int
+
+  def init(self, seed: int, rate: float | None) -> PyTree:
+    """Returns the state that training starts from, arrays of distinct buffers."""
+    ...
+
+  def batches(self, seed: int, epoch: int) -> PyTree:
+    """Returns an epoch's batches: numpy arrays, one entry on axis 0 for each step."""
+    ...
+
+  def snapshot(self, state: PyTree, seed: int, epoch: int) -> PyTree:
+    """Returns what is evaluated and kept of a state after `epoch` (0: untrained)."""
+    ...
+
+  def evaluate(self, snapshot: PyTree, part: str) -> dict[str, float]:
+    """Returns ``loss`` and ``accuracy`` on the ``"validation"`` or ``"test"`` part."""
+    ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """One run: which, for how long, and where its results go.
+
+  Attributes:
+    name: Name of the run, and of its file and checkpoint.
+    config: All its options, as they go into the summary.
+    out: Folder of the results: ``<name>.jsonl`` and ``checkpoints/<name>/``.
+    seed: Determines the initial weights, the batches and Alrao's rates.
+    rate: Learning rate, where the optimizer takes one.
+    max_epochs: Maximum number of epochs.
+    patience: Number of epochs without a better validation loss that ends a run.
+  """
+
+  name: str
+  config: dict[str, Any]
+  out: Path
+  seed: int
+  rate: float | None
+  max_epochs: int
+  patience: int
+
+  @property
+  def path(self) -> Path:
+    """The file of records."""
+    return self.out / f"{self.name}.jsonl"
+
+  @property
+  def checkpoints(self) -> Path:
+    """The folder of checkpoints."""
+    return self.out / "checkpoints" / self.name
+
+
+def train(
+  program: Program, plan: Plan, display: Display, *, resume: bool = True
+) -> records.Record:
+  """Trains once, and tests the epoch of best validation loss.
+
+  Killed at any moment and called again, it goes on after the last whole epoch, and ends
+  as if it had never been killed, bit for bit (on one kind of machine).
+
+  Args:
+    program: What to train.
+    plan: Which run of it.
+    display: Where progress is shown.
+    resume: Whether to return the summary of a run that has ended and to continue one
+      that has not; otherwise it starts anew.
+
+  Returns:
+    The run's summary, as in the last line of its file.
+  """
+  summary = records.read_summary(plan.path) if resume else None
+  if summary is not None:
+    return summary
+  if not resume:
+    delete(plan.checkpoints)
+    plan.path.unlink(missing_ok=True)
+  with Checkpoints(plan.checkpoints) as checkpoints:
+    state = program.init(plan.seed, plan.rate)
+    best = _to_host(program.snapshot(state, plan.seed, 0))
+    history: list[records.Record] = []
+    found = checkpoints.restore((state, best))
+    if found is not None:
+      (state, best), notes = found
+      history = notes["history"]
+    display.begin(
+      plan.name,
+      plan.max_epochs * program.steps_per_epoch,
+      len(history) * program.steps_per_epoch,
+    )
+    while (ending := _ending(program, plan, history)) is None:
+      epoch = len(history) + 1
+      state, snapshot, record = _train_epoch(program, plan, display, state, epoch)
+      history.append(record)
+      if best_epoch(history) == epoch:
+        best = _to_host(snapshot)
+      checkpoints.save(epoch, (state, best), {"history": history})
+      records.write(plan.path, history)
+      display.end_epoch(record)
+    summary = _summarize(program, plan, history, best, ending)
+    records.write(plan.path, [*history, summary])
+  delete(plan.checkpoints)
+  return records.read(plan.path)[-1]
+
+
+def best_epoch(history: list[records.Record]) -> int | None:
+  """Returns the epoch of least validation loss, the first of equals; None if none is.
+
+  Args:
+    history: Records of the epochs.
+  """
+  finite = [record for record in history if math.isfinite(record["validation_loss"])]
+  best = min(finite, key=lambda record: record["validation_loss"], default=None)
+  return None if best is None else best["epoch"]
+
+
+def _ending(program: Program, plan: Plan, history: list[records.Record]) -> str | None:
+  """Why a run is over: ``failed``, ``early`` or ``maximum``; None if it is not."""
+  if history and not program.survives_divergence:
+    last = history[-1]
+    if last["nonfinite_steps"] or not math.isfinite(last["validation_loss"]):
+      return "failed"
+  if len(history) - (best_epoch(history) or 0) >= plan.patience:
+    return "early"
+  return "maximum" if len(history) >= plan.max_epochs else None
+
+
+def _train_epoch(
+  program: Program, plan: Plan, display: Display, state: PyTree, epoch: int
+) -> tuple[PyTree, PyTree, records.Record]:
+  """Trains one epoch and validates; returns state, snapshot and the epoch's record."""
+  start = time.perf_counter()
+  images_per_step = program.examples_per_epoch / program.steps_per_epoch
+
+  def on_progress(steps: int, outputs: PyTree) -> None:
+    display.update(
+      done=(epoch - 1) * program.steps_per_epoch + steps,
+      epoch=epoch,
+      images_per_second=steps * images_per_step / (time.perf_counter() - start),
+      loss=float(outputs["loss"]),
+      head_weights=outputs["head_weights"].tolist(),
+    )
+
+  batches = program.batches(plan.seed, epoch)
+  state, outputs = program.step(state, program.data, batches, on_progress)
+  train_seconds = time.perf_counter() - start
+  losses = outputs["loss"].astype(np.float64)
+  snapshot = program.snapshot(state, plan.seed, epoch)
+  validation = program.evaluate(snapshot, "validation")
+  # Several posteriors an epoch: it often settles within the first.
+  last = len(losses) - 1
+  steps = np.unique(np.linspace(0, last, POSTERIORS_PER_EPOCH + 1).astype(int))
+  heads = outputs["head_weights"].astype(np.float64)
+  record = {
+    "kind": "epoch",
+    "epoch": epoch,
+    "train_loss": float(losses.mean()),
+    "validation_loss": validation["loss"],
+    "validation_accuracy": validation["accuracy"],
+    "nonfinite_steps": int(np.sum(~np.isfinite(losses))),
+    "steps": [int(step) for step in steps],
+    "head_weights": heads[steps].round(5).tolist() if heads.shape[1] else [],
+    "images_per_second": program.examples_per_epoch / train_seconds,
+    "seconds": time.perf_counter() - start,
+  }
+  return state, snapshot, record
+
+
+def _summarize(
+  program: Program,
+  plan: Plan,
+  history: list[records.Record],
+  best: PyTree,
+  ending: str,
+) -> records.Record:
+  """Tests the best epoch; returns the run's summary."""
+  epoch = best_epoch(history)
+  chosen = history[epoch - 1] if epoch else None
+  test = program.evaluate(best, "test") if epoch else None
+  # The first epoch includes the compilation.
+  speeds = [record["images_per_second"] for record in history]
+  return {
+    "kind": "summary",
+    "name": plan.name,
+    "config": plan.config,
+    "num_parameters": program.num_parameters,
+    "ending": ending,
+    "epochs": len(history),
+    "best_epoch": epoch,
+    "train_loss": chosen and chosen["train_loss"],
+    "validation_loss": chosen and chosen["validation_loss"],
+    "validation_accuracy": chosen and chosen["validation_accuracy"],
+    "test_loss": test and test["loss"],
+    "test_accuracy": test and test["accuracy"],
+    "images_per_second": float(np.median(speeds[1:] or speeds)),
+    "seconds": sum(record["seconds"] for record in history),
+    "peak_memory": records.peak_memory(),
+    "date": datetime.date.today().isoformat(),
+    "environment": records.environment(),
+  }
+
+
+def _to_host(tree: PyTree) -> PyTree:
+  """Copies, since the buffers of a state are donated to the next step."""
+  return jax.tree.map(lambda leaf: np.array(jax.device_get(leaf)), tree)

@@ -1,0 +1,94 @@
+"""The report's pictures: learning curves and head posterior of one table."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # no screen needed
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from benchmarks.results import Row, Table
+
+
+def draw(table: Table, path: Path) -> None:
+  """Draws a table's learning curves, and Alrao's posterior where it has run.
+
+  Args:
+    table: The table.
+    path: The PNG file; its folder is made if need be.
+  """
+  alrao = table.alrao
+  columns = 1 if alrao is None else 2
+  figure, axes = plt.subplots(
+    1, columns, figsize=(6 * columns, 4), layout="constrained", squeeze=False
+  )
+  _curves(axes[0, 0], table)
+  if alrao is not None:
+    _posterior(axes[0, 1], alrao)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as aside:
+    part = Path(aside) / path.name
+    figure.savefig(part, dpi=100)
+    os.replace(part, path)
+  plt.close(figure)
+
+
+def _curves(axes, table: Table) -> None:
+  """Validation loss by epoch, mean over the seeds; SGD's other rates in grey."""
+  best = table.best_sgd
+  for row in table.rows:
+    curve = _mean_curve(row)
+    if row.optimizer == "sgd" and row is not best:
+      label = "SGD, other rates" if row is table.sgd[0] else None
+      axes.plot(*curve, color="0.8", linewidth=1, label=label, zorder=1)
+    else:
+      width = 2.5 if row.optimizer == "alrao" else 1.3
+      color = "black" if row is best else None
+      axes.plot(*curve, linewidth=width, color=color, label=row.label, zorder=2)
+  losses = np.concatenate([_mean_curve(row)[1] for row in table.rows])
+  if np.isfinite(losses).any():
+    # What diverges, or stays at chance (log 10 = 2.3), shall not hide the others.
+    low = np.nanmin(losses)
+    axes.set_ylim(0.9 * low, max(2.6, 1.1 * low))
+  axes.xaxis.get_major_locator().set_params(integer=True)
+  axes.set(xlabel="epoch", ylabel="validation loss", title="Learning curves")
+  axes.legend(fontsize=7)
+
+
+def _mean_curve(row: Row) -> tuple[np.ndarray, np.ndarray]:
+  """Epochs and mean validation loss, as far as the shortest run goes."""
+  length = min(len(run.epochs) for run in row.runs)
+  losses = [
+    [
+      np.nan if record["validation_loss"] is None else record["validation_loss"]
+      for record in run.epochs[:length]
+    ]
+    for run in row.runs
+  ]
+  return np.arange(1, length + 1), np.mean(losses, axis=0)
+
+
+def _posterior(axes, row: Row) -> None:
+  """Weight of each head over the steps of the first run."""
+  run = row.runs[0]
+  per_epoch = run.epochs[0]["steps"][-1] + 1
+  steps = [
+    (record["epoch"] - 1) * per_epoch + step
+    for record in run.epochs
+    for step in record["steps"]
+  ]
+  weights = np.array([w for record in run.epochs for w in record["head_weights"]])
+  colors = plt.get_cmap("viridis")(np.linspace(0, 0.95, weights.shape[1]))
+  for head, color in enumerate(colors):
+    axes.plot(steps, weights[:, head], color=color, label=f"head {head + 1}")
+  axes.set(
+    xlabel="step",
+    ylabel="posterior weight",
+    title=f"Alrao's heads, slowest to fastest (seed {run.config['seed']})",
+    ylim=(-0.02, 1.02),
+  )
+  axes.legend(fontsize=6, ncols=2)
