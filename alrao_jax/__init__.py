@@ -1,6 +1,10 @@
 """Alrao: train networks with no learning rate to choose, on jax and optax."""
 
+import importlib
+from typing import Any
+
 from ._alrao import alrao as alrao
+from ._alrao import drop_diverged as drop_diverged
 from ._averaging import Averaging as Averaging
 from ._averaging import BayesState as BayesState
 from ._averaging import FixedShareState as FixedShareState
@@ -30,11 +34,18 @@ from ._routing import HeadOutputs as HeadOutputs
 from ._routing import multi_head as multi_head
 from ._transform import ScaleByUnitRatesState as ScaleByUnitRatesState
 from ._transform import scale_by_unit_rates as scale_by_unit_rates
-from ._transform import unit_rates as unit_rates
-from ._transform import with_unit_rates as with_unit_rates
+from ._unit_rates import unit_rates as unit_rates
+from ._unit_rates import with_unit_rates as with_unit_rates
 from ._units import UnitOptions as UnitOptions
 from ._units import Units as Units
 from ._units import UnitSpec as UnitSpec
 from ._units import unit_specs as unit_specs
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+  # Flax is imported when one of these is first used, and not with the core.
+  if name in ("linen", "nnx"):
+    return importlib.import_module(f".{name}", __name__)
+  raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

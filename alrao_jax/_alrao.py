@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from . import _checks, _units
@@ -19,7 +20,7 @@ def alrao(
   max_learning_rate: float = 10.0,
   *,
   schedule: optax.ScalarOrSchedule | None = None,
-  weight_decay: float | None = None,
+  weight_decay: optax.ScalarOrSchedule | None = None,
   weight_decay_mask: Any = None,
   averaging: Averaging = switch(),
   names: tuple[str, ...] | None = None,
@@ -41,14 +42,12 @@ def alrao(
   parts, to be rebuilt at will::
 
     optax.chain(
+      alrao.drop_diverged(),
       base,                                            # optax.identity(): plain SGD
       optax.add_decayed_weights(weight_decay, weight_decay_mask),
       alrao.scale_by_unit_rates(key, min_learning_rate, max_learning_rate),
       optax.scale_by_schedule(schedule),
       alrao.track_heads(averaging))
-
-  preceded by a guard that zeroes gradient entries which are not finite, or beyond 1e18:
-  Adam would square them and never forget.
 
   Which interval goes with which base: ``[1e-5, 10]`` (the default) for plain SGD, and
   ``[1e-6, 1]`` for ``optax.scale_by_adam()``, both the papers'. A base with momentum
@@ -56,7 +55,9 @@ def alrao(
   reliable on Adam than on SGD.
 
   Args:
-    key: JAX random key, from which the rates are drawn.
+    key: JAX random key, from which the rates are drawn. With
+      :func:`optax.inject_hyperparams` name it a constant, or it becomes part of the
+      state: ``optax.inject_hyperparams(alrao.alrao, static_args=("key",))(key)``.
     base: What to do with gradients before the rates: ``optax.trace(0.9)`` for
       momentum, ``optax.scale_by_adam()``, a chain, ...; plain SGD by default. A
       ``scale_by_*`` part, without a learning rate of its own. A part that mixes the
@@ -66,7 +67,7 @@ def alrao(
     schedule: A number, or a function of the step count, that multiplies all rates.
     weight_decay: Decoupled as in :func:`optax.adamw`: a unit's weights shrink by its
       own rate times ``weight_decay``. For the coupled kind put
-      ``optax.add_decayed_weights`` first in ``base``.
+      ``optax.add_decayed_weights`` first in ``base``. A number or a schedule.
     weight_decay_mask: The ``mask`` of :func:`optax.add_decayed_weights`.
     averaging: How the posterior learns: :func:`switch`, :func:`bayes` or
       :func:`fixed_share`.
@@ -84,9 +85,9 @@ def alrao(
     single_head_learning_rate: See :func:`scale_by_unit_rates`.
 
   Returns:
-    The optimizer. ``update(grads, opt_state, params, head_log_likelihoods=...)`` needs
-    the log-likelihoods that the losses of this library return in their
-    :class:`MixtureInfo`.
+    The optimizer; its updates descend. ``update(grads, opt_state, params,
+    head_log_likelihoods=...)`` needs the log-likelihoods that the losses of this
+    library return in their :class:`MixtureInfo`.
 
   Raises:
     TypeError: If ``key`` is no random key or ``base`` no gradient transformation.
@@ -109,9 +110,12 @@ def alrao(
   _checks.check_interval("alrao()", min_learning_rate, max_learning_rate)
   base = optax.identity() if base is None else base
   _check_base(base)
-  parts = [_drop_diverged(), base]
+  parts = [drop_diverged(), base]
   if weight_decay is not None:
-    _checks.check_non_negative("alrao()", "weight_decay", weight_decay)
+    if not callable(weight_decay):
+      _checks.check_non_negative("alrao()", "weight_decay", weight_decay)
+      if _checks.is_concrete(weight_decay):
+        weight_decay = float(weight_decay)  # an array would promote the updates
     parts.append(optax.add_decayed_weights(weight_decay, weight_decay_mask))
   parts.append(
     scale_by_unit_rates(
@@ -129,24 +133,37 @@ def alrao(
     )
   )
   if schedule is not None:
-    scale_by = optax.scale_by_schedule if callable(schedule) else optax.scale
-    parts.append(scale_by(schedule))  # pyright: ignore[reportArgumentType]
+    if callable(schedule):
+      parts.append(optax.scale_by_schedule(schedule))
+    else:
+      _checks.check_non_negative("alrao()", "schedule", schedule)
+      parts.append(optax.scale_by_schedule(lambda _: schedule))  # keeps the dtype
   if heads is not None:
     parts.append(track_heads(averaging, heads=heads, names=names))
   return optax.chain(*parts)
 
 
-def _drop_diverged():
-  """Drops what a base's state would keep for good: NaN, inf, and infinite squares."""
+def drop_diverged() -> optax.GradientTransformation:
+  """Zeroes gradient entries that a base's state would keep for good.
 
-  def drop(updates, params):
-    del params
-    # The square of 1e18 is finite in float32, and so is a long sum of them.
-    return jax.tree.map(
-      lambda g: jnp.where(jnp.abs(g) < 1e18, g, jnp.zeros_like(g)), updates
-    )
+  NaN and infinities of a diverged unit, and entries beyond 1e18, whose squares
+  overflow float32: Adam would sum them and never move that weight again. The first
+  part of :func:`alrao`; the first of a chain of one's own, too.
 
-  return optax.stateless(drop)
+  Returns:
+    The transformation. Updates keep their sign.
+
+  Example:
+    >>> import alrao_jax as alrao, jax.numpy as jnp
+    >>> print(alrao.drop_diverged().update(jnp.array([1.0, jnp.nan, 1e20]), ())[0])
+    [1. 0. 0.]
+  """
+
+  def drop(g):
+    largest = min(1e18, float(jnp.finfo(g.dtype).max))
+    return jnp.where(jnp.abs(g) <= largest, g, jnp.zeros_like(g))
+
+  return optax.stateless(lambda updates, _: jax.tree.map(drop, updates))
 
 
 def _check_base(base):
@@ -155,15 +172,19 @@ def _check_base(base):
       "alrao(base=...) must be an optax gradient transformation, such as "
       f"optax.trace(0.9) or optax.scale_by_adam(), got {base!r}."
     )
+
   # A learning rate turns the gradient's sign: a step from each side of zero tells, and
   # a base that adds noise can't turn both.
+  def turns(gradient: float) -> bool:
+    tree = {"probe": jnp.full([], gradient)}
+    updates: Any = base.update(tree, base.init(tree), tree)[0]
+    # The sign bit: a warm-up's first learning rate is 0, and its update -0.
+    return bool(np.signbit(updates["probe"]) != (gradient < 0))
+
   try:
     # Adam's own arithmetic needs implicit promotion, which users may have forbidden.
     with jax.ensure_compile_time_eval(), jax.numpy_dtype_promotion("standard"):
-      turned = all(
-        float(base.update(g, base.init(g), g)[0]["probe"]) * float(g["probe"]) < 0
-        for g in ({"probe": jnp.ones([])}, {"probe": -jnp.ones([])})
-      )
+      turned = turns(1.0) and turns(-1.0)
   except Exception:  # noqa: BLE001 (a base may need other trees or further arguments)
     return
   if turned:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike, DTypeLike
 
-from alrao_jax._checks import check_count, check_positive, check_probability
+from ._checks import check_count, check_positive, check_probability
 
 
 class Averaging(NamedTuple):

@@ -75,7 +75,7 @@ def check_interval(
   *,
   names: tuple[str, str] = ("min_learning_rate", "max_learning_rate"),
 ) -> None:
-  """Refuses an interval that is not ``0 < low <= high``, both finite.
+  """Refuses an interval that is not ``0 < low <= high``, in the range of float32.
 
   Args:
     call: The call that the message names, such as ``"alrao()"``.
@@ -95,6 +95,13 @@ def check_interval(
       f"{_where(call, names[0])} must not be above {names[1]}, got {low} and {high}: "
       "write the lower bound first."
     )
+  smallest, largest = np.finfo(np.float32).tiny, np.finfo(np.float32).max
+  for name, value, numbers in ((names[0], low, lows), (names[1], high, highs)):
+    if numbers is not None and not np.all((smallest <= numbers) & (numbers <= largest)):
+      raise ValueError(
+        f"{_where(call, name)} must be in the range of float32, {smallest:.1e} to "
+        f"{largest:.1e}, got {value}."
+      )
 
 
 def check_probability(call: str, name: str, value: Any, *, open: bool = False) -> None:

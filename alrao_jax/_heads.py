@@ -35,8 +35,13 @@ def track_heads(
 
   The last transformation of a chain. Its ``update`` takes ``head_log_likelihoods``,
   which every loss of this library returns in its :class:`MixtureInfo`, and moves the
-  posterior that :func:`log_weights` reads. A head reported as ``-inf`` or NaN gets no
-  update, and an update that would make its parameter non-finite becomes zero.
+  posterior that :func:`log_weights` reads. A head whose report is not finite gets no
+  update, and an update that would make its parameter non-finite becomes zero. With all
+  heads out the posterior stands still, and the body moves by its momentum alone.
+
+  Each call is one observation. Under :class:`optax.MultiSteps`, which averages the
+  gradients but not ``head_log_likelihoods``, pass their mean over the micro-batches so
+  far; under ``jax.shard_map``, their ``jax.lax.pmean`` over the devices.
 
   Args:
     averaging: How the posterior learns: :func:`switch`, :func:`bayes` or
@@ -48,7 +53,7 @@ def track_heads(
       mapping by name, and :func:`log_weights` takes the name.
 
   Returns:
-    The transformation.
+    The transformation. Updates keep their sign.
 
   Raises:
     TypeError: At ``update``, without ``head_log_likelihoods``.
@@ -74,7 +79,14 @@ def track_heads(
       "track_heads(averaging=...) must be an Averaging, such as "
       f"alrao_jax.switch(theta=0.999), got {averaging!r}."
     )
+  if isinstance(names, str):
+    raise TypeError(f"track_heads(names=...) must be a tuple, write ({names!r},).")
   names = None if names is None else tuple(names)
+
+  def start(num_heads, dtype):
+    state = averaging.init(num_heads, dtype)
+    # A copy: a donated state must not hold one buffer twice.
+    return TrackHeadsState(jnp.copy(averaging.log_weights(state)), state)
 
   def init_fn(params):
     layers = _layers(params, heads)
@@ -83,38 +95,33 @@ def track_heads(
     else:
       _check_layers(layers, names, heads)
       num_heads = next(iter(layers.values()))
-    start = averaging.init(num_heads, state_dtype(params))
-    state = TrackHeadsState(averaging.log_weights(start), start)
     if names is None:
-      return state
-    return TrackHeadsState(*({name: field for name in names} for field in state))
+      return start(num_heads, state_dtype(params))
+    each = {name: start(num_heads, state_dtype(params)) for name in names}
+    return _by_name(each)
+
+  def observe(averaging_state, log_likelihoods):
+    new = averaging.update(averaging_state, log_likelihoods)
+    return TrackHeadsState(averaging.log_weights(new), new)
 
   def update_fn(updates, state, params=None, *, head_log_likelihoods=None, **extra):
     del extra
-    _check_log_likelihoods(head_log_likelihoods, state.log_weights)
+    observed = _checked_log_likelihoods(head_log_likelihoods, state.log_weights)
+    alive = jax.tree.map(jnp.isfinite, observed)
     if names is None:
-      new = averaging.update(state.averaging, head_log_likelihoods)
-      new_state = TrackHeadsState(averaging.log_weights(new), new)
+      new_state = observe(state.averaging, observed)
     else:
-      new = {
-        name: averaging.update(state.averaging[name], head_log_likelihoods[name])
-        for name in names
-      }
-      weights = {name: averaging.log_weights(new[name]) for name in names}
-      new_state = TrackHeadsState(weights, new)
+      each = {name: observe(state.averaging[name], observed[name]) for name in names}
+      new_state = _by_name(each)
 
     def guard(path, update, *param):
-      path = _units.path_of(path)
-      layer = _units.head_name(path, heads)
+      layer = _units.head_name(_units.path_of(path), heads)
       if layer is not None:
-        log_likelihoods = head_log_likelihoods
-        if names is not None:
-          log_likelihoods = head_log_likelihoods[_match(layer, names)]
-        # Their gradient is zero, but momentum would coast.
-        alive = jnp.isfinite(jnp.asarray(log_likelihoods))
-        alive = alive.reshape(alive.shape + (1,) * (update.ndim - 1))
-        update = jnp.where(alive, update, jnp.zeros_like(update))
-      result = optax.apply_updates(param[0], update) if param else update
+        # The gradient of a head that is out is zero, but momentum would coast.
+        keep = alive if names is None else alive[_match(layer, names)]
+        keep = keep.reshape(keep.shape + (1,) * (update.ndim - 1))
+        update = jnp.where(keep, update, jnp.zeros_like(update))
+      result: Any = optax.apply_updates(param[0], update) if param else update
       return jnp.where(jnp.isfinite(result), update, jnp.zeros_like(update))
 
     trees = (updates,) if params is None else (updates, params)
@@ -158,6 +165,13 @@ def log_weights(opt_state: Any, name: str | None = None) -> jax.Array:
       f"log_weights(name=...) must be one of {tuple(found)}, got {name!r}."
     )
   return found[name]
+
+
+def _by_name(each):
+  return TrackHeadsState(
+    {name: state.log_weights for name, state in each.items()},
+    {name: state.averaging for name, state in each.items()},
+  )
 
 
 def _layers(params, heads):
@@ -210,7 +224,8 @@ def _match(layer, names):
   return fits[0]
 
 
-def _check_log_likelihoods(given, weights):
+def _checked_log_likelihoods(given: Any, weights: Any) -> Any:
+  """The log-likelihoods as arrays, one or by name, of the shapes of ``weights``."""
   call = "track_heads().update(head_log_likelihoods=...)"
   if given is None:
     raise TypeError(
@@ -219,20 +234,20 @@ def _check_log_likelihoods(given, weights):
       "alrao_jax.classification_loss(...) and the other losses return; with linen's "
       "TrainState, use alrao_jax.linen.TrainState."
     )
-  if isinstance(weights, Mapping) != isinstance(given, Mapping) or (
-    isinstance(weights, Mapping) and set(given) != set(weights)
+  named = isinstance(weights, Mapping)
+  if named != isinstance(given, Mapping) or (named and set(given) != set(weights)):
+    expected = f"a mapping by names {tuple(weights)}" if named else "one array"
+    got = f"a mapping by {tuple(given)}" if isinstance(given, Mapping) else "one array"
+    raise ValueError(f"{call} must be {expected}, got {got}.")
+  # A plain dict, whatever kind of mapping it was.
+  given = {name: given[name] for name in weights} if named else given
+  arrays = jax.tree.map(jnp.asarray, given)
+  for value, weight in zip(
+    jax.tree.leaves(arrays), jax.tree.leaves(weights), strict=True
   ):
-    expected = tuple(weights) if isinstance(weights, Mapping) else "one array"
-    got = tuple(given) if isinstance(given, Mapping) else "one array"
-    raise ValueError(
-      f"{call} must be a mapping by the names= given: {expected}, got {got}."
-    )
-  pairs = [(given, weights)]
-  if isinstance(weights, Mapping):
-    pairs = [(given[name], weights[name]) for name in weights]
-  for value, weight in pairs:
-    if jnp.shape(value) != weight.shape:
+    if value.shape != weight.shape:
       raise ValueError(
         f"{call} must have shape {weight.shape}, one mean log-likelihood a head, got "
-        f"{jnp.shape(value)}."
+        f"{value.shape}."
       )
+  return arrays

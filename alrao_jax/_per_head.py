@@ -26,17 +26,21 @@ def per_head(
   """Runs a transformation once on the body, and on each head as if it were alone.
 
   For transformations that mix entries: clipping by the global norm, trust ratios,
-  Muon, Prodigy's distances. Without it the heads' own gradients, half of them from
+  orthogonalised updates. Without it the heads' own gradients, half of them from
   heads that are too fast, would enter the body's norm. Elementwise transformations
   such as :func:`optax.scale_by_adam` do not need it.
 
   Args:
     tx: The transformation. Its scalars (counters, norms) become one for each head.
     heads: Regular expression for the paths of the heads' parameters, which have the
-      heads on axis 0.
+      heads on axis 0; the same as that of the optimizer around it. Where it matches
+      nothing, all is body.
 
   Returns:
-    The transformation.
+    The transformation. Updates keep their sign.
+
+  Raises:
+    ValueError: At ``init``, if the heads disagree on their number.
 
   Example:
     >>> import alrao_jax as alrao, jax, optax
@@ -58,6 +62,12 @@ def per_head(
 
   def init_fn(params):
     body, stacked = split(params)
+    num_heads = {leaf.shape[0] for leaf in jax.tree.leaves(stacked)}
+    if len(num_heads) > 1:
+      raise ValueError(
+        "per_head() needs all heads of a model to agree on num_heads, got "
+        f"{sorted(num_heads)}. Write the same num_heads= in every MultiHead."
+      )
     init = jax.vmap(tx.init) if jax.tree.leaves(stacked) else tx.init
     return PerHeadState(body=tx.init(body), heads=init(stacked))
 

@@ -1,8 +1,8 @@
 """Rates: their distributions, the ladder of the heads, and who reads which entry.
 
-Every unit of a network owns one *quantile* ``u`` in ``[0, 1)``; a distribution of
-rates is its quantile function. All quantiles of a network stand in one vector: first
-the heads' ladder, then the groups of units in the order of their names.
+Every unit of a network owns one *quantile* ``u`` in ``[0, 1)``, every head its own in
+``[0, 1]``; a distribution of rates is its quantile function. All quantiles of a network
+stand in one vector: the heads' ladder, then the groups of units in the order of names.
 """
 
 import functools
@@ -19,7 +19,12 @@ from ._units import UnitSpec
 
 
 class LogUniform(NamedTuple):
-  """Log-uniform rates; made by :func:`log_uniform`, which checks its arguments."""
+  """Log-uniform rates; made by :func:`log_uniform`, which checks its arguments.
+
+  Attributes:
+    min_learning_rate: Positive scalar; the rate at quantile 0.
+    max_learning_rate: At least ``min_learning_rate``; the rate at quantile 1.
+  """
 
   min_learning_rate: Any
   max_learning_rate: Any
@@ -27,8 +32,10 @@ class LogUniform(NamedTuple):
   def quantile(self, u: jax.Array) -> jax.Array:
     """The rate below which a share ``u`` of the rates lies."""
     lo, hi = self.min_learning_rate, self.max_learning_rate
-    # Not exp(log lo + ...): with equal bounds the rate must be lo to the last bit.
-    return lo * jnp.exp(u * (jnp.log(hi) - jnp.log(lo)))
+    # With equal bounds this is lo to the last bit; in two halves, since hi / lo may
+    # overflow where neither bound does.
+    half = jnp.exp(u * (jnp.log(hi) - jnp.log(lo)) / 2)
+    return lo * half * half
 
   def cdf(self, rate: jax.Array) -> jax.Array:
     """The quantile of ``rate``: the inverse of :meth:`quantile`."""
@@ -39,7 +46,12 @@ class LogUniform(NamedTuple):
 
 
 class Bernoulli(NamedTuple):
-  """One rate or none; made by :func:`bernoulli`, which checks its arguments."""
+  """One rate or none; made by :func:`bernoulli`, which checks its arguments.
+
+  Attributes:
+    rate: Positive scalar.
+    p: The probability of ``rate``, in ``[0, 1]``; else the rate is 0.
+  """
 
   rate: Any
   p: Any
@@ -192,12 +204,22 @@ def draw_quantiles(
   return jnp.concatenate([ladder, _draw_units(key, layout).astype(dtype)])
 
 
+def threefry_words(key: jax.Array) -> jax.Array:
+  """Returns two uint32 words, the data of a threefry key made from a key of any kind.
+
+  Other generators draw differently under ``jax.vmap``, which would make the draw of
+  one unit depend on the units beside it.
+  """
+  words = jax.random.key_data(key)
+  made = jax.random.wrap_key_data(words[:2], impl="threefry2x32")
+  for word in words[2:]:  # an rbg key has four
+    made = jax.random.fold_in(made, word)
+  return jax.random.key_data(made)
+
+
 @functools.partial(jax.jit, static_argnums=1)
 def _draw_units(key, layout):
-  # One threefry key from a key of any kind: other generators draw differently
-  # under vmap, which would make a unit's draw depend on the units beside it.
-  words = jax.random.bits(key, (2,), jnp.uint32)
-  key = jax.random.wrap_key_data(words, impl="threefry2x32")
+  key = jax.random.wrap_key_data(threefry_words(key), impl="threefry2x32")
   sizes = np.asarray(layout.sizes)
   hashes = np.asarray([_stable_hash(name) for name in layout.names], np.uint32)
   starts = (np.cumsum(sizes) - sizes).astype(np.uint32)
@@ -217,6 +239,15 @@ def _draw_units(key, layout):
 def _stable_hash(name: str) -> int:
   # Python's own hash() changes from process to process.
   return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
+
+
+def fingerprint(specs: Mapping[str, UnitSpec]) -> int:
+  """A 32-bit hash of who reads which entry: of all paths, shapes, axes and groups."""
+  readers = [
+    (path, specs[path].kind, specs[path].shape, specs[path].axes, specs[path].group)
+    for path in sorted(specs)
+  ]
+  return _stable_hash(repr(readers))
 
 
 def rates_of_leaf(spec: UnitSpec, vector: jax.Array, layout: Layout) -> jax.Array:

@@ -1,5 +1,6 @@
 """The optax transformation that gives every unit its own learning rate."""
 
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -7,14 +8,17 @@ import jax.numpy as jnp
 import optax
 
 from . import _checks, _rates, _units
-from ._state import find_state, replace_state, state_dtype
+from ._state import state_dtype
 
 
 class ScaleByUnitRatesState(NamedTuple):
   """State of :func:`scale_by_unit_rates`.
 
   Attributes:
-    count: Updates made, an int32 scalar; what ``redraw=True`` derives its keys from.
+    fingerprint: A uint32 scalar that tells whether parameters are read as they were at
+      ``init``.
+    key: With ``redraw=True`` the data of the key for the next draw, two uint32; else
+      ``()``.
     quantiles: Shape ``(num_heads + num_units,)``, one float for each unit of the
       whole network: the heads' ladder, then the groups of units by name.
     unit_distribution: The distribution of the units' rates, a NamedTuple of scalars
@@ -22,7 +26,8 @@ class ScaleByUnitRatesState(NamedTuple):
     head_distribution: The same for the ladder of the heads.
   """
 
-  count: jax.Array
+  fingerprint: jax.Array
+  key: Any
   quantiles: jax.Array
   unit_distribution: Any
   head_distribution: _rates.LogUniform
@@ -73,12 +78,13 @@ def scale_by_unit_rates(
       the papers' appendix E finds it inferior, and it costs one float a weight.
     redraw: Whether rates are drawn anew at every step, the papers' control experiment
       (it amounts to SGD at the mean rate).
-    single_head_learning_rate: The rate of the head where ``num_heads`` is 1; the
-      geometric middle of the interval by default.
+    single_head_learning_rate: The rate of the head where ``num_heads`` is 1, within the
+      interval; its geometric middle by default.
     flip_sign: Whether updates are negated, as for gradient descent.
 
   Returns:
-    The transformation. Its updates keep the dtype of the gradients.
+    The transformation. Its updates are negated unless ``flip_sign`` is off, and keep
+    the dtype of the gradients.
 
   Raises:
     TypeError: If ``key`` is no random key, or at ``init`` for integer parameters.
@@ -102,8 +108,16 @@ def scale_by_unit_rates(
   _checks.check_key(call, key)
   _checks.check_interval(call, min_learning_rate, max_learning_rate)
   if single_head_learning_rate is not None:
-    _checks.check_positive(call, "single_head_learning_rate", single_head_learning_rate)
-  if distribution is not None and not hasattr(distribution, "quantile"):
+    lone, name = single_head_learning_rate, "single_head_learning_rate"
+    _checks.check_interval(
+      call, min_learning_rate, lone, names=("min_learning_rate", name)
+    )
+    _checks.check_interval(
+      call, lone, max_learning_rate, names=(name, "max_learning_rate")
+    )
+  if distribution is not None and not (
+    isinstance(distribution, tuple) and hasattr(distribution, "quantile")
+  ):
     raise TypeError(
       f"{call[:-1]}distribution=...) must be a NamedTuple with a method quantile(u), "
       "such as alrao_jax.log_uniform(1e-5, 10.0) or alrao_jax.bernoulli(0.1, p=0.5), "
@@ -114,7 +128,8 @@ def scale_by_unit_rates(
   def distributions(dtype):
     interval = _rates.LogUniform(min_learning_rate, max_learning_rate)
     units = interval if distribution is None else distribution
-    cast = lambda number: jnp.asarray(number, dtype)  # noqa: E731
+    # Copies: a donated state must not hold one buffer twice.
+    cast = lambda number: jnp.array(number, dtype)  # noqa: E731
     return jax.tree.map(cast, units), jax.tree.map(cast, interval)
 
   def draw(key, layout, dtype, interval):
@@ -124,11 +139,14 @@ def scale_by_unit_rates(
     return _rates.draw_quantiles(key, layout, dtype, middle)
 
   def init_fn(params):
-    layout = _rates.make_layout(_units.unit_specs(params, options))
+    specs = _units.unit_specs(params, options)
+    layout = _rates.make_layout(specs)
     dtype = state_dtype(params)
     units, interval = distributions(dtype)
     return ScaleByUnitRatesState(
-      count=jnp.zeros([], jnp.int32),
+      fingerprint=jnp.asarray(_rates.fingerprint(specs), jnp.uint32),
+      # Copied: the caller's key must outlive a donated state.
+      key=jnp.array(_rates.threefry_words(key)) if redraw else (),
       quantiles=draw(key, layout, dtype, interval),
       unit_distribution=units,
       head_distribution=interval,
@@ -136,26 +154,28 @@ def scale_by_unit_rates(
 
   def update_fn(updates, state, params=None, **extra_args):
     del extra_args
-    # With parameters at hand a missing gradient can't change who reads which entry.
     specs = _units.unit_specs(updates if params is None else params, options)
     layout = _rates.make_layout(specs)
-    _check_layout(call, state.quantiles, layout)
+    check_layout(call, state, layout, specs)
     dtype = state.quantiles.dtype
     units, interval = distributions(dtype)
-    quantiles = state.quantiles
+    state = state._replace(unit_distribution=units, head_distribution=interval)
     if redraw:
-      quantiles = draw(jax.random.fold_in(key, state.count), layout, dtype, interval)
-    state = ScaleByUnitRatesState(
-      count=optax.safe_increment(state.count),
-      quantiles=quantiles,
-      unit_distribution=units,
-      head_distribution=interval,
-    )
-    vector = _rate_vector(state, layout)
+      old = jax.random.wrap_key_data(state.key, impl="threefry2x32")
+      new, now = jax.random.split(old)
+      state = state._replace(
+        key=jax.random.key_data(new), quantiles=draw(now, layout, dtype, interval)
+      )
+    vector = rate_vector(state, layout)
     vector = -vector if flip_sign else vector
 
     def scale(path, update):
-      spec = specs[_units.path_of(path)]
+      spec = specs.get(_units.path_of(path))
+      if spec is None or spec.shape != update.shape:
+        raise ValueError(
+          f"{call}.update() needs updates like the parameters, got "
+          f"{_units.path_of(path)!r} of shape {update.shape}."
+        )
       if spec.kind == "frozen":
         return jnp.zeros_like(update)
       rates = _rates.rates_of_leaf(spec, vector, layout)
@@ -168,113 +188,32 @@ def scale_by_unit_rates(
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def unit_rates(opt_state: Any, params: Any, **options: Any) -> Any:
-  """Returns the learning rate of every parameter entry, to look at.
+def rate_vector(state: ScaleByUnitRatesState, layout: _rates.Layout) -> jax.Array:
+  """The rates of all heads and units, shape ``(layout.size,)``."""
 
-  Args:
-    opt_state: State of an optimizer that holds one :func:`scale_by_unit_rates`,
-      within any chain or wrapper.
-    params: The parameters, or a tree of their shapes.
-    **options: ``overrides``, ``heads``, ``unit_axis`` and ``granularity`` as they were
-      given to the optimizer.
+  def read(distribution, quantiles):
+    return jnp.broadcast_to(distribution.quantile(quantiles), quantiles.shape)
 
-  Returns:
-    A tree like ``params``, each leaf of its parameter's shape. A schedule that
-    multiplies all rates is not part of them.
-
-  Raises:
-    ValueError: If ``opt_state`` holds no or several states with rates, or belongs to
-      other parameters.
-
-  Example:
-    >>> import alrao_jax as alrao, jax, jax.numpy as jnp
-    >>> params = {"dense": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}}
-    >>> opt_state = alrao.scale_by_unit_rates(jax.random.key(0), 0.1, 0.1).init(params)
-    >>> print(alrao.unit_rates(opt_state, params)["dense"]["bias"])
-    [0.1 0.1]
-  """
-  state = _find_rates(opt_state)
-  specs = _units.unit_specs(params, _units.UnitOptions(**options))
-  layout = _rates.make_layout(specs)
-  _check_layout("unit_rates()", state.quantiles, layout)
-  vector = _rate_vector(state, layout)
-
-  def read(path, leaf):
-    spec = specs[_units.path_of(path)]
-    if spec.kind == "frozen":
-      return jnp.zeros(leaf.shape, vector.dtype)
-    return jnp.broadcast_to(_rates.rates_of_leaf(spec, vector, layout), leaf.shape)
-
-  return jax.tree_util.tree_map_with_path(read, params)
-
-
-def with_unit_rates(opt_state: Any, params: Any, rates: Any, **options: Any) -> Any:
-  """Returns ``opt_state`` with the given learning rates in place of the drawn ones.
-
-  Args:
-    opt_state: As for :func:`unit_rates`.
-    params: As for :func:`unit_rates`.
-    rates: A tree like ``params``, each leaf of its parameter's shape, as
-      :func:`unit_rates` returns; the entries of a unit must be equal, and the first
-      one is read. Rates may lie outside the interval.
-    **options: As for :func:`unit_rates`.
-
-  Returns:
-    A new state; nothing but its quantiles differs.
-
-  Raises:
-    ValueError: As for :func:`unit_rates`; if ``rates`` is not a tree like ``params``.
-    TypeError: If the distribution of the rates has no ``cdf``.
-
-  Example:
-    >>> import alrao_jax as alrao, jax, jax.numpy as jnp
-    >>> params = {"dense": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}}
-    >>> opt_state = alrao.scale_by_unit_rates(jax.random.key(0)).init(params)
-    >>> halved = jax.tree.map(lambda r: r / 2, alrao.unit_rates(opt_state, params))
-    >>> opt_state = alrao.with_unit_rates(opt_state, params, halved)
-  """
-  call = "with_unit_rates()"
-  state = _find_rates(opt_state)
-  specs = _units.unit_specs(params, _units.UnitOptions(**options))
-  layout = _rates.make_layout(specs)
-  _check_layout(call, state.quantiles, layout)
-  if not hasattr(state.unit_distribution, "cdf"):
-    raise TypeError(
-      f"{call} needs the inverse of the rates' distribution: give "
-      f"{type(state.unit_distribution).__name__} a method cdf(rate)."
-    )
-  values = dict(_units.flatten_with_paths(rates)[0])
-  vector = state.quantiles
-  for path, spec in specs.items():
-    if path not in values or values[path].shape != spec.shape:
-      raise ValueError(
-        f"{call} needs rates of shape {spec.shape} for {path!r}, got "
-        f"{values[path].shape if path in values else 'none'}."
-      )
-    if spec.kind != "frozen":
-      is_head = spec.kind == "head"
-      law = state.head_distribution if is_head else state.unit_distribution
-      quantiles = law.cdf(jnp.asarray(values[path], vector.dtype))
-      vector = _rates.write_leaf(spec, quantiles, vector, layout)
-  return replace_state(
-    opt_state, ScaleByUnitRatesState, lambda old: old._replace(quantiles=vector)
-  )
-
-
-def _find_rates(opt_state):
-  return find_state(opt_state, ScaleByUnitRatesState, "scale_by_unit_rates")
-
-
-def _rate_vector(state, layout):
-  ladder = state.head_distribution.quantile(state.quantiles[: layout.num_heads])
-  units = state.unit_distribution.quantile(state.quantiles[layout.num_heads :])
+  ladder = read(state.head_distribution, state.quantiles[: layout.num_heads])
+  units = read(state.unit_distribution, state.quantiles[layout.num_heads :])
   return jnp.concatenate([ladder, units])
 
 
-def _check_layout(call, quantiles, layout):
-  if quantiles.shape != (layout.size,):
+def check_layout(
+  call: str,
+  state: ScaleByUnitRatesState,
+  layout: _rates.Layout,
+  specs: Mapping[str, _units.UnitSpec],
+) -> None:
+  """Refuses parameters that are not those, or not read as those, of the state."""
+  same = state.quantiles.shape == (layout.size,)
+  if same and _checks.is_concrete(state.fingerprint):
+    same = int(state.fingerprint) == _rates.fingerprint(specs)
+  if not same:
     raise ValueError(
-      f"{call} got a state with {quantiles.size} rates for parameters with "
-      f"{layout.size} units. Call init with these parameters, and the same overrides="
-      ", heads=, unit_axis= and granularity=."
+      f"{call} got a state with {state.quantiles.size} rates, made for other "
+      f"parameters than these with {layout.size} units. Call init with these "
+      "parameters, or pass those of init, with the same overrides=, heads=, "
+      "unit_axis= and granularity= (for optax.masked and optax.partition: the part's "
+      "own state with the part's own parameters)."
     )

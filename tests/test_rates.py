@@ -180,7 +180,7 @@ def test_written_rates_are_read_back():
 
 def test_rates_of_other_parameters_are_an_error():
   state = alrao.scale_by_unit_rates(jax.random.key(0)).init({"a": dense(6)})
-  with pytest.raises(ValueError, match="6 rates for parameters with 7 units"):
+  with pytest.raises(ValueError, match="6 rates, made for other parameters"):
     alrao.unit_rates(state, {"a": dense(7)})
   with pytest.raises(ValueError, match="needs rates of shape"):
     alrao.with_unit_rates(state, {"a": dense(6)}, {"a": {"bias": jnp.ones(6)}})
@@ -210,3 +210,109 @@ def test_the_layout_puts_the_ladder_first_then_groups_by_name():
   params = {"b": dense(2), "a": dense(3), "out": heads(4)}
   layout = _rates.make_layout(_units.unit_specs(params))
   assert layout == _rates.Layout(4, ("a", "b"), (3, 2), (4, 7))
+
+
+def test_a_renamed_layer_is_an_error_and_not_a_permutation():
+  params = {"a": dense(2), "b": dense(2)}
+  state = alrao.scale_by_unit_rates(jax.random.key(0)).init(params)
+  with pytest.raises(ValueError, match="made for other parameters"):
+    alrao.unit_rates(state, {"z": params["a"], "b": params["b"]})
+
+
+def test_an_option_that_was_forgotten_is_an_error():
+  params = {"a": {"kernel": jnp.ones((4, 4))}}
+  options = {"overrides": (("kernel", (0,)),)}
+  state = alrao.scale_by_unit_rates(jax.random.key(0), **options).init(params)
+  with pytest.raises(ValueError, match="same overrides="):
+    alrao.unit_rates(state, params)
+  rates = alrao.unit_rates(state, params, **options)["a"]["kernel"]
+  assert len(np.unique(np.asarray(rates)[:, 0])) == 4
+
+
+@pytest.mark.parametrize(
+  ("law", "bounds", "rates"),
+  [
+    (None, (0.1, 0.1), 0.05),
+    (None, (1e-5, 10.0), -1.0),
+    (alrao.bernoulli(0.5, 0.5), (1e-5, 10.0), 0.1),
+    (None, (1e-5, 10.0), jnp.arange(1.0, 4.0)[:, None]),
+  ],
+)
+def test_rates_that_can_not_be_held_are_an_error(law, bounds, rates):
+  params = {"a": {"kernel": jnp.ones((3, 2))}}
+  optimizer = alrao.scale_by_unit_rates(jax.random.key(0), *bounds, distribution=law)
+  wanted = {"a": {"kernel": jnp.broadcast_to(jnp.asarray(rates), (3, 2))}}
+  with pytest.raises(ValueError, match="can't give 'a/kernel' these rates"):
+    alrao.with_unit_rates(optimizer.init(params), params, wanted)
+
+
+def test_fused_gates_repeat_the_vector_and_are_read_back():
+  params = {"cell": {"dense_i": dense(12), "dense_h": dense(12, inputs=3)}}
+  state = alrao.scale_by_unit_rates(jax.random.key(0)).init(params)
+  assert state.quantiles.shape == (3,)
+  rates = alrao.unit_rates(state, params)
+  bias = np.asarray(rates["cell"]["dense_i"]["bias"])
+  np.testing.assert_array_equal(bias, np.concatenate([bias[:3]] * 4))
+  other = alrao.scale_by_unit_rates(jax.random.key(1)).init(params)
+  written = alrao.with_unit_rates(other, params, rates)
+  np.testing.assert_allclose(written.quantiles, state.quantiles, rtol=1e-4)
+
+
+def test_the_ladder_is_log_even_whatever_the_units_draw_from():
+  params = {"a": dense(6), "out": heads(3)}
+  law = alrao.bernoulli(0.5, 0.3)
+  state = alrao.scale_by_unit_rates(jax.random.key(0), distribution=law).init(params)
+  rates = alrao.unit_rates(state, params)
+  ladder = rates["out"]["alrao_heads"]["kernel"][:, 0, 0]
+  np.testing.assert_allclose(ladder, [1e-5, 1e-2, 10.0], rtol=1e-5)
+  written = alrao.with_unit_rates(state, params, rates)
+  again = alrao.unit_rates(written, params)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), again, rates)
+
+
+def test_frozen_parameters_have_rate_zero():
+  params, options = {"a": dense(6)}, {"overrides": (("^a/", "frozen"),)}
+  state = alrao.scale_by_unit_rates(jax.random.key(0), **options).init(params)
+  assert (alrao.unit_rates(state, params, **options)["a"]["kernel"] == 0).all()
+
+
+def test_the_widest_interval_of_float32_has_finite_rates():
+  rates = draw(
+    {"a": dense(50), "out": heads(5)}, min_learning_rate=1e-37, max_learning_rate=3e38
+  )
+  ladder = rates["out"]["alrao_heads"]["kernel"][:, 0, 0]
+  np.testing.assert_allclose(ladder[jnp.array([0, 4])], [1e-37, 3e38], rtol=2e-5)
+  assert np.isfinite(rates["a"]["bias"]).all()
+
+
+@pytest.mark.parametrize("bounds", [(1e-40, 1.0), (1.0, 1e39)])
+def test_bounds_beyond_float32_are_an_error(bounds):
+  with pytest.raises(ValueError, match="range of float32"):
+    alrao.scale_by_unit_rates(jax.random.key(0), *bounds)
+
+
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+def test_batched_keys_draw_as_one_by_one(impl):
+  params = {"a": dense(4)}
+  keys = jax.random.split(jax.random.key(0, impl=impl), 3)
+  init = lambda key: alrao.scale_by_unit_rates(key).init(params).quantiles  # noqa: E731
+  np.testing.assert_array_equal(
+    jax.vmap(init)(keys), np.stack([init(key) for key in keys])
+  )
+
+
+def test_redraw_follows_the_key_in_the_state():
+  params = {"a": dense(4)}
+  make = lambda key: alrao.scale_by_unit_rates(key, redraw=True)  # noqa: E731
+  keys = jax.random.split(jax.random.key(0), 3)
+  states = jax.vmap(lambda key: make(key).init(params))(keys)
+  update = lambda state: make(keys[0]).update(params, state, params)[1]  # noqa: E731
+  drawn = np.asarray(jax.vmap(update)(states).quantiles)
+  assert len(np.unique(drawn)) == drawn.size
+
+
+def test_a_single_head_outside_the_interval_is_an_error():
+  with pytest.raises(ValueError, match="single_head_learning_rate"):
+    alrao.scale_by_unit_rates(
+      jax.random.key(0), 0.1, 0.1, single_head_learning_rate=1.0
+    )

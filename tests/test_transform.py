@@ -105,6 +105,7 @@ def test_alrao_equals_the_chain_of_its_parts():
   key, grads = jax.random.key(0), gradients(params)
   ours = alrao.alrao(key, optax.trace(0.9), weight_decay=0.01, schedule=0.5)
   parts = optax.chain(
+    alrao.drop_diverged(),
     optax.trace(0.9),
     optax.add_decayed_weights(0.01),
     alrao.scale_by_unit_rates(key),
@@ -324,7 +325,13 @@ def test_what_is_no_key_is_an_error(factory, key):
 
 @pytest.mark.parametrize(
   "base",
-  [optax.adam(1e-3), optax.sgd(0.1), optax.sgd(0.1, momentum=0.9), optax.lion(1e-4)],
+  [
+    optax.adam(1e-3),
+    optax.sgd(0.1),
+    optax.sgd(0.1, momentum=0.9),
+    optax.lion(1e-4),
+    optax.adam(optax.linear_schedule(0.0, 1e-3, 10)),
+  ],
 )
 def test_a_base_with_a_learning_rate_is_an_error(base):
   with pytest.raises(ValueError, match="must not have a learning rate of its own"):
@@ -338,7 +345,6 @@ def test_a_base_with_a_learning_rate_is_an_error(base):
     optax.scale_by_adam(),
     optax.chain(optax.clip(1.0), optax.scale_by_rms()),
     optax.scale_by_lion(),
-    optax.contrib.scale_by_muon(),
     alrao.per_head(optax.clip_by_global_norm(1.0)),
     optax.add_noise(10.0, 0.5, 3),
   ],
@@ -373,3 +379,102 @@ def test_an_override_that_matches_nothing_is_an_error():
     alrao.alrao(jax.random.key(0), overrides=(("typo", "frozen"),)).init(
       params_with_heads()
     )
+
+
+@pytest.mark.parametrize(
+  "options",
+  [
+    {"distribution": alrao.bernoulli(0.5, 0.5)},
+    {"unit_axis": "first"},
+    {"granularity": "per_weight"},
+    {"redraw": True},
+    {"overrides": (("bias", "one_rate"),)},
+  ],
+  ids=lambda options: next(iter(options)),
+)
+def test_alrao_hands_its_options_to_the_rates(options):
+  params = {"square": jnp.ones((4, 4)), **params_with_heads()}
+  grads, key = gradients(params), jax.random.key(0)
+  whole, rates = alrao.alrao(key, **options), alrao.scale_by_unit_rates(key, **options)
+  updates, _ = whole.update(
+    grads, whole.init(params), params, head_log_likelihoods=jnp.zeros(4)
+  )
+  assert_trees_equal(updates, rates.update(grads, rates.init(params), params)[0])
+  plain = alrao.scale_by_unit_rates(key)
+  other, _ = plain.update(grads, plain.init(params), params)
+  same = jax.tree.map(np.array_equal, updates, other)
+  assert not all(jax.tree.leaves(same))
+
+
+def test_alrao_hands_on_strictness_the_single_head_and_the_mask():
+  key, params = jax.random.key(0), params_with_heads(1)
+  with pytest.raises(ValueError, match="strict=True"):
+    alrao.alrao(key, strict=True).init({**params, "mystery": jnp.ones((2, 2))})
+  state = alrao.alrao(key, single_head_learning_rate=0.3).init(params)
+  kernel = alrao.unit_rates(state, params)["out"]["alrao_heads"]["kernel"]
+  np.testing.assert_allclose(kernel, 0.3, rtol=1e-5)
+  masked = alrao.alrao(
+    key, weight_decay=0.1, weight_decay_mask={"dense": True, "out": False}
+  )
+  zero = jax.tree.map(jnp.zeros_like, params)
+  updates, _ = masked.update(
+    zero, masked.init(params), params, head_log_likelihoods=jnp.zeros(1)
+  )
+  assert all((u != 0).all() for u in jax.tree.leaves(updates["dense"]))
+  assert all((u == 0).all() for u in jax.tree.leaves(updates["out"]))
+
+
+def test_bfloat16_updates_are_the_float32_products_rounded_once():
+  params = params_with_heads()
+  grads = jax.tree.map(lambda g: g.astype(jnp.bfloat16), gradients(params))
+  optimizer = alrao.scale_by_unit_rates(jax.random.key(0))
+  updates, state = optimizer.update(grads, optimizer.init(params), params)
+  expected = jax.tree.map(
+    lambda g, r: (-r * g.astype(jnp.float32)).astype(jnp.bfloat16),
+    grads,
+    alrao.unit_rates(state, params),
+  )
+  assert_trees_equal(updates, expected)
+
+
+def test_per_head_hands_extra_arguments_on():
+  def update(updates, state, params=None, *, factor):
+    return jax.tree.map(lambda u: factor * u, updates), state
+
+  inner = optax.GradientTransformationExtraArgs(lambda _: (), update)
+  params = params_with_heads()
+  ours = alrao.per_head(inner)
+  updates, _ = ours.update(params, ours.init(params), params, factor=3.0)
+  assert_trees_equal(updates, jax.tree.map(lambda p: 3.0 * p, params))
+
+
+def test_per_head_refuses_heads_of_different_number():
+  params = {"a": params_with_heads(3), "b": params_with_heads(4)}
+  with pytest.raises(ValueError, match="agree on num_heads"):
+    alrao.per_head(optax.clip_by_global_norm(1.0)).init(params)
+
+
+def test_updates_of_another_shape_are_an_error_that_names_them():
+  params = {"dense": params_with_heads()["dense"]}
+  optimizer = alrao.scale_by_unit_rates(jax.random.key(0))
+  state = optimizer.init(params)
+  with pytest.raises(ValueError, match="'dense/other' of shape"):
+    optimizer.update({"dense": {"other": jnp.ones(2)}}, state, params)
+
+
+def test_a_gradient_whose_square_overflows_is_dropped():
+  grads = {"a": jnp.array([1e17, 1e20, -jnp.inf, jnp.nan])}
+  updates, _ = alrao.drop_diverged().update(grads, ())
+  np.testing.assert_array_equal(updates["a"], jnp.array([1e17, 0.0, 0.0, 0.0]))
+
+
+def test_names_that_are_one_string_are_an_error():
+  with pytest.raises(TypeError, match=r"write \('actor',\)"):
+    alrao.track_heads(names="actor")
+
+
+def test_linen_and_nnx_are_attributes_of_the_package():
+  assert alrao.linen.MultiHead.__module__.startswith("alrao_jax.linen")
+  assert alrao.nnx.MultiHead.__module__ == "alrao_jax.nnx"
+  with pytest.raises(AttributeError, match="haiku"):
+    alrao.haiku  # noqa: B018
