@@ -19,11 +19,11 @@ from ._losses import binary_loss as binary_loss
 from ._losses import classification_loss as classification_loss
 from ._losses import regression_loss as regression_loss
 from ._mixture import MixtureInfo as MixtureInfo
-from ._mixture import mixture_log_probs as mixture_log_probs
 from ._mixture import mixture_loss as mixture_loss
-from ._mixture import mixture_mean as mixture_mean
 from ._per_head import PerHeadState as PerHeadState
 from ._per_head import per_head as per_head
+from ._predictions import mixture_log_probs as mixture_log_probs
+from ._predictions import mixture_mean as mixture_mean
 from ._pretrained import load_pretrained as load_pretrained
 from ._rates import Bernoulli as Bernoulli
 from ._rates import LogUniform as LogUniform

@@ -127,7 +127,7 @@ def binary_loss(
 
   Args:
     heads: logits of shape ``(num_heads, ..., num_labels)``, or ``(num_heads, batch)``
-      for one label an example.
+      for one label an example (a sequence of them needs a last axis of length 1).
     labels: 0 or 1, of any dtype, of the shape of one head's logits. In between, a label
       weighs the two log-probabilities of its head.
     log_weights: logs of the heads' weights, ``(num_heads,)``.
@@ -182,8 +182,9 @@ def regression_loss(
 
   Args:
     heads: means of shape ``(num_heads, ..., num_outputs)``, or ``(num_heads, batch)``
-      for one output an example; or a pair of means and log-scales, the latter of a
-      shape that broadcasts to the mean's within each head.
+      for one output an example (a sequence needs a last axis of length 1); or a pair of
+      means and log-scales, the latter of a shape that broadcasts to the mean's within
+      each head.
     targets: of the shape of one head's means.
     log_weights: logs of the heads' weights, ``(num_heads,)``.
     noise_scale: standard deviation of the noise in the targets' unit, positive; a

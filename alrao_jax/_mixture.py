@@ -1,4 +1,4 @@
-r"""Likelihood and predictions of a mixture of heads.
+r"""The likelihood of a mixture of heads, whose gradient also trains the heads.
 
 With head weights :math:`a_j` the model predicts :math:`p(y) = \sum_j a_j p_j(y)`
 (arXiv 1810.01322, section 3).
@@ -93,96 +93,6 @@ def mixture_loss(
   return routed_loss(call, heads, log_prob, log_weights, weights)
 
 
-def mixture_log_probs(heads: HeadOutputs, log_weights: jax.Array) -> jax.Array:
-  r"""Log-probabilities of a mixture of softmax classifiers.
-
-  A head whose probabilities are NaN for an example is left out there, and the weights
-  are renormalised over the others.
-
-  Args:
-    heads: logits of shape ``(num_heads, ..., num_classes)``.
-    log_weights: logs of the heads' weights, ``(num_heads,)``.
-
-  Returns:
-    :math:`\log \sum_j a_j p_j(c)`, shape ``(..., num_classes)``, in at least float32;
-    NaN where every head is NaN. Its gradient goes to the features, not to the heads.
-
-  Raises:
-    TypeError: ``heads`` is not `HeadOutputs` of one array.
-    ValueError: ``log_weights`` have another shape.
-
-  Example:
-    >>> import jax.numpy as jnp
-    >>> from alrao_jax import HeadOutputs, mixture_log_probs
-    >>> logits = jnp.log(jnp.array([[0.25, 0.75], [0.5, 0.5]]))  # 2 heads, 2 classes
-    >>> heads = HeadOutputs(shared=logits, own=logits)
-    >>> log_probs = mixture_log_probs(heads, jnp.log(jnp.array([0.5, 0.5])))
-    >>> [round(p, 3) for p in jnp.exp(log_probs).tolist()]
-    [0.375, 0.625]
-  """
-  call = "mixture_log_probs()"
-  check_heads(call, heads, log_weights)
-  logits = one_array(call, heads.shared)
-  log_probs = jax.nn.log_softmax(logits.astype(loss_dtype(logits)))
-  good = ~jnp.isnan(log_probs).any(axis=-1, keepdims=True)
-  log_a = _renormalised(log_weights, good, log_probs.dtype)
-  terms = log_a + jnp.where(good, log_probs, 0)
-  # Excluded classes (-inf in all heads) would make NaN in the gradient of logsumexp.
-  possible = (terms != -jnp.inf).any(axis=0)
-  log_probs = jax.nn.logsumexp(jnp.where(possible[None], terms, 0), axis=0)
-  return jnp.where(possible, log_probs, -jnp.inf)
-
-
-def mixture_mean(
-  heads: HeadOutputs,
-  log_weights: jax.Array,
-  link: Callable[[Any], jax.Array] | None = None,
-) -> jax.Array:
-  r"""Mean prediction of a mixture, :math:`\sum_j a_j\, \text{link}(\text{outputs}_j)`.
-
-  Entries that are not finite in a head are left out there, and the weights are
-  renormalised over the others.
-
-  Args:
-    heads: outputs with leading axis ``num_heads``.
-    log_weights: logs of the heads' weights, ``(num_heads,)``.
-    link: what to average, a function of one head's outputs: `jax.nn.sigmoid` for the
-      probabilities of yes-no labels, ``lambda outputs: outputs[0]`` for the means of
-      heads that return ``(mean, log_scale)``. By default the outputs.
-
-  Returns:
-    The mean, of the shape of ``link``'s result, in at least float32; NaN where no head
-    is finite. Its gradient goes to the features, not to the heads.
-
-  Raises:
-    TypeError: ``heads`` is not `HeadOutputs`, or what is averaged is not one array.
-    ValueError: ``log_weights`` have another shape.
-
-  Example:
-    >>> import jax.numpy as jnp
-    >>> from alrao_jax import HeadOutputs, mixture_mean
-    >>> means = jnp.array([[1.0], [2.0], [jnp.nan]])  # 3 heads, 1 output
-    >>> heads = HeadOutputs(shared=means, own=means)
-    >>> mixture_mean(heads, jnp.log(jnp.array([0.2, 0.2, 0.6]))).tolist()
-    [1.5]
-  """
-  call = "mixture_mean()"
-  check_heads(call, heads, log_weights)
-  values = heads.shared if link is None else jax.vmap(link)(heads.shared)
-  values = one_array(call, values)
-  values = values.astype(loss_dtype(values))
-  good = jnp.isfinite(values)
-  weights = jnp.exp(_renormalised(log_weights, good, values.dtype))
-  return (weights * jnp.where(good, values, 0)).sum(axis=0)
-
-
-def _renormalised(log_weights: Any, good: jax.Array, dtype: Any) -> jax.Array:
-  """Log-weights of the good heads, which sum to one at each entry of ``good``."""
-  log_weights = jax.lax.stop_gradient(jnp.asarray(log_weights).astype(dtype))
-  column = log_weights.reshape((-1,) + (1,) * (good.ndim - 1))
-  return jax.nn.log_softmax(jnp.where(good, column, -jnp.inf), axis=0)
-
-
 def routed_loss(
   call: str,
   heads: HeadOutputs,
@@ -199,11 +109,10 @@ def routed_loss(
 
   # What log_prob closes over would receive the gradient of every head's own loss too.
   converted, closed_over = closure_convert(evaluate, heads.shared)
-  shared = converted(closed_over, heads.shared)
   own = converted(jax.lax.stop_gradient(closed_over), heads.own)
-  weights = example_weights(call, weights, shared.shape[1:], shared.dtype)
+  weights = example_weights(call, weights, own.shape[1:], own.dtype)
   used = weights[None] != 0
-  shared, own = jnp.where(used, shared, 0), jnp.where(used, own, 0)
+  own = jnp.where(used, own, 0)
   divisor = weights.sum() if total is None else total
   divisor = jnp.where(divisor == 0, 1, divisor)
 
@@ -212,11 +121,19 @@ def routed_loss(
   alive = jnp.isfinite(own)
   own = jnp.where(alive, own, 0)
 
+  outputs = heads.shared
+  if any(jnp.issubdtype(x.dtype, jnp.inexact) for x in closed_over):
+    # A zero cotangent times an infinite output is NaN, and would reach what log_prob
+    # closes over. (Otherwise XLA computes the two evaluations as one.)
+    outputs = _with_finite_heads(outputs, alive)
+  shared = jnp.where(used, converted(closed_over, outputs), 0)
+
   log_weights = jax.lax.stop_gradient(jnp.asarray(log_weights).astype(shared.dtype))
   present = alive & (log_weights != -jnp.inf)
   log_a = jax.nn.log_softmax(jnp.where(present, log_weights, -jnp.inf))
   column = (-1,) + (1,) * weights.ndim
   joint = jnp.where(present.reshape(column), log_a.reshape(column) + shared, -jnp.inf)
+  joint = jnp.where(present.any(), joint, 0)  # keeps the gradient of weights finite
   nll = -(weights * jax.nn.logsumexp(joint, axis=0)).sum() / divisor
   nll = jnp.where(present.any(), nll, jnp.inf)
 
@@ -224,6 +141,16 @@ def routed_loss(
   loss = nll + (jax.lax.stop_gradient(own) - own).sum()
   info = MixtureInfo(nll, jnp.where(alive, own, -jnp.inf), alive)
   return loss, jax.lax.stop_gradient(info)
+
+
+def _with_finite_heads(outputs: Any, alive: jax.Array) -> Any:
+  """Replaces the outputs of heads that are out by an alive head's, or by zeros."""
+
+  def replace(x):
+    donor = jnp.where(alive.any(), x[jnp.argmax(alive)], jnp.zeros_like(x[0]))
+    return jnp.where(alive.reshape((-1,) + (1,) * (x.ndim - 1)), x, donor[None])
+
+  return jax.tree.map(replace, outputs)
 
 
 def loss_dtype(x: jax.Array) -> Any:

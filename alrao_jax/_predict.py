@@ -5,8 +5,8 @@ from typing import Any, Literal
 
 import jax
 
-from ._mixture import mixture_log_probs, mixture_mean
 from ._paths import path_of
+from ._predictions import mixture_log_probs, mixture_mean
 from ._routing import HeadOutputs
 
 PyTree = Any

@@ -25,8 +25,10 @@ PyTree = Any
 class HeadOutputs:
   """The outputs of all heads, twice: equal values, two ways back.
 
-  A pytree: ``jax.tree.map(lambda x: x / temperature, heads)`` changes both halves
-  alike. It is no array on purpose, since ``softmax(heads)`` would mean nothing.
+  A pytree: ``jax.tree.map(lambda x: x / 2.0, heads)`` changes both halves alike. What
+  is trained (a learned temperature) does not belong there, where it would receive the
+  gradients of all heads' own losses, but into the ``log_prob`` of `mixture_loss`. It is
+  no array on purpose, since ``softmax(heads)`` would mean nothing.
 
   Attributes:
     shared: what the mixture is computed from, a pytree of arrays with leading axis

@@ -11,7 +11,8 @@ import optax
 import pytest
 
 from alrao_jax._losses import binary_loss, classification_loss, regression_loss
-from alrao_jax._mixture import mixture_log_probs, mixture_loss, mixture_mean
+from alrao_jax._mixture import mixture_loss
+from alrao_jax._predictions import mixture_log_probs, mixture_mean
 from alrao_jax._routing import HeadOutputs, multi_head
 
 NUM_HEADS, BATCH, CLASSES = 3, 6, 4
@@ -713,3 +714,55 @@ def test_heads_of_several_outputs_are_refused_where_one_is_needed(name):
 def test_bad_arguments_are_refused(error, message, call):
   with pytest.raises(error, match=message):
     call()
+
+
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("out", [(1,), (0, 1, 2)], ids=["one", "all"])
+def test_a_head_that_is_out_leaves_trained_values_of_the_loss_alone(bad, out):
+  log_weights = jnp.log(jnp.array([0.2, 0.5, 0.3]))
+  targets = jnp.asarray(normal(3, BATCH, 1), jnp.float32)
+  means = jnp.asarray(normal(4, NUM_HEADS, BATCH, 1), jnp.float32)
+  broken = means.at[np.array(out)].set(bad)
+
+  def regression(scale, means, log_weights):
+    heads = HeadOutputs(means, means)
+    return regression_loss(heads, targets, log_weights, noise_scale=scale)[0]
+
+  def tempered(scale, means, log_weights):
+    heads = HeadOutputs(means, means)
+    log_prob = lambda mean: -scale * ((mean - targets) ** 2).sum(axis=-1)  # noqa: E731
+    return mixture_loss(heads, log_prob, log_weights)[0]
+
+  left = np.array([j for j in range(NUM_HEADS) if j not in out])
+  for loss_fn in (regression, tempered):
+    gradient = jax.jit(jax.grad(loss_fn))(2.0, broken, log_weights)
+    expected = 0.0
+    if left.size:
+      rest = jax.nn.log_softmax(log_weights[left])
+      expected = jax.grad(loss_fn)(2.0, means[left], rest)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-5)
+
+
+def test_the_gradient_of_weights_is_finite_when_all_heads_are_out():
+  heads = twice(np.full((NUM_HEADS, BATCH, CLASSES), np.nan, np.float32))
+  log_weights = jnp.log(jnp.full(NUM_HEADS, 1 / NUM_HEADS))
+  loss = lambda weights: classification_loss(  # noqa: E731
+    heads, LABELS, log_weights, weights=weights
+  )[0]
+  value, gradient = jax.value_and_grad(loss)(jnp.ones(BATCH))
+  assert value == jnp.inf
+  np.testing.assert_array_equal(gradient, np.zeros(BATCH))
+
+
+@pytest.mark.parametrize("bad", [np.inf, np.nan])
+def test_predictions_have_finite_gradients_beside_a_head_that_is_not(bad):
+  logits = jnp.asarray(LOGITS, jnp.float32).at[1, 2, 3].set(bad)
+
+  def total(logits):
+    heads = HeadOutputs(logits, logits)
+    return mixture_log_probs(heads, jnp.asarray(LOG_WEIGHTS, jnp.float32))[2, 0]
+
+  gradient = jax.grad(total)(logits)
+  assert np.isfinite(gradient).all()
+  assert (gradient[1] == 0).all()
+  assert (gradient[0, 2] != 0).any()
