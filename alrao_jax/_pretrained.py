@@ -35,12 +35,14 @@ def load_pretrained(
       matches stays as ``params`` has it; an output layer for other classes, say.
 
   Returns:
-    A tree of the type, structure and sharding of ``params``, with new arrays.
+    A tree of the type, structure and sharding of ``params``. All its arrays are new,
+    those that stay as ``params`` has them too: either tree may be donated.
 
   Raises:
     ValueError: paths are missing or left over, shapes differ, a regular expression of
-      ``keep`` matches nothing.
-    TypeError: dtypes differ.
+      ``keep`` matches nothing, or what stays as ``params`` has it is a
+      ``jax.ShapeDtypeStruct``.
+    TypeError: dtypes differ, a leaf is no array, or ``keep`` is a string.
 
   Example:
     >>> import jax.numpy as jnp, alrao_jax
@@ -52,24 +54,33 @@ def load_pretrained(
   """
   targets, treedef = flatten_with_paths(params)
   sources = dict(flatten_with_paths(pretrained)[0])
+  _check_arrays("params", dict(targets))
+  _check_arrays("pretrained", sources)
   names = [_plain(path) for path, _ in targets]
   kept = _streams(dict(targets)) | _streams(sources)
   kept = {_plain(path) for path in kept} | _matching(keep, {*names, *sources})
   _check_paths(set(names) - kept, sources.keys() - kept)
 
-  leaves, shapes, dtypes = [], [], []
+  leaves, abstract, shapes, dtypes = [], [], [], []
   for name, (path, target) in zip(names, targets, strict=True):
-    if name in kept:
-      leaves.append(target)
+    if name in kept and isinstance(target, jax.ShapeDtypeStruct):
+      abstract.append(path)
       continue
-    source = sources[name]
-    shape = target.shape[1:] if name != path else target.shape
+    source = target if name in kept else sources[name]
+    headed = name != path and name not in kept
+    shape = target.shape[1:] if headed else target.shape
     if source.shape != shape:
       shapes.append(f"{name}: {source.shape} for {shape}")
     elif source.dtype != target.dtype:
       dtypes.append(f"{name}: {source.dtype} for {target.dtype}")
     else:
       leaves.append(_copy(source, target))
+  if abstract:
+    raise ValueError(
+      "load_pretrained() needs values for what stays as params has it (keep=... and "
+      f"random streams), got jax.ShapeDtypeStruct for {_listed(abstract)}. Initialise "
+      "the model first and give what it has, not the result of eval_shape."
+    )
   if shapes:
     raise ValueError(
       f"load_pretrained() needs equal shapes, got {_listed(shapes)}. An output layer "
@@ -81,6 +92,20 @@ def load_pretrained(
       "first, as with jax.tree.map(lambda x: x.astype(dtype), pretrained)."
     )
   return jax.tree.unflatten(treedef, leaves)
+
+
+def _check_arrays(argument: str, leaves: dict[str, Any]) -> None:
+  wrong = [
+    f"{path}: {type(leaf).__name__}"
+    for path, leaf in leaves.items()
+    if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype"))
+    or (argument == "pretrained" and isinstance(leaf, jax.ShapeDtypeStruct))
+  ]
+  if wrong:
+    raise TypeError(
+      f"load_pretrained({argument}=...) must have arrays for leaves, got "
+      f"{_listed(wrong)}. Write jnp.asarray(leaf, dtype), or leave it out of the tree."
+    )
 
 
 def _plain(path: str) -> str:

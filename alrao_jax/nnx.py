@@ -32,8 +32,12 @@ class MultiHead(nnx.Module):
   layer's place is what `load_pretrained` expects. State is updated in place, and
   ``train()``, ``eval()`` and ``nnx.view`` reach the layer.
 
-  Limits: of a head, only ``nnx.Param`` is trained; a MultiHead stands outside
-  ``nnx.scan`` and ``nnx.vmap``.
+  Limits: of a head, only ``nnx.Param`` is trained. A MultiHead stands outside
+  ``nnx.scan`` and ``nnx.vmap``, which is not detected: around it they put their own
+  axis on axis 0, where the heads' was, and the optimizer would read the number of heads
+  from that. For several models at once, apply ``jax.vmap`` to the whole initialization
+  and the whole training step. Derivatives are those of reverse mode (``jax.grad``,
+  ``jax.vjp``); forward mode (``jax.jvp``, ``jax.jacfwd``) is not available.
 
   Args:
     make_head: makes one head from its own ``nnx.Rngs``.
@@ -103,14 +107,23 @@ class MultiHead(nnx.Module):
     def apply(params, features, aux):
       state, keys = aux
       head = nnx.merge(graphdef, params, state, copy=True)
+      before = {path: jax.tree.leaves(x) for path, x in _state(head)}
       own = {"rngs": nnx.Rngs(**keys)} if keys else {}
       outputs = head(features, *args, **own, **kwargs)
-      return outputs, nnx.state(head, nnx.Not(nnx.Param))
+      assigned = [
+        (path, x)
+        for path, x in _state(head)
+        if [*map(id, jax.tree.leaves(x))] != [*map(id, before.get(path, []))]
+      ]
+      return outputs, nnx.from_flat_state(assigned)
 
     outputs, state = multi_head(
       apply, params, features, aux=(state, keys), has_aux=True
     )
-    nnx.update(self.alrao_heads, state)
+    if jax.tree.leaves(state):
+      # What no head assigned is left alone: inside jax.jit, a model from outside may
+      # not be written to, and need not be in evaluation.
+      nnx.update(self.alrao_heads, state)
     return outputs
 
 
@@ -126,7 +139,8 @@ def predict(
   ``predict(model, log_weights, images)`` is what ``model(images)`` returns, with the
   mixture's prediction in place of every `HeadOutputs`. The model runs as after
   ``model.eval()`` and is not changed. All this needs beside the model are ``num_heads``
-  numbers, no optimizer. To compile it: ``nnx.jit(predict)``.
+  numbers, no optimizer. To compile it: ``nnx.jit(predict)``, or ``jax.jit`` of a
+  function that has the model from outside.
 
   Args:
     model: a module that returns `HeadOutputs`, or a container with one or several.
@@ -157,7 +171,13 @@ def predict(
   model = nnx.view(
     model, deterministic=True, use_running_average=True, raise_if_not_found=False
   )
+  model = nnx.clone(model)  # a view's Variables are the model's own
   return predict_from(model(*args, **kwargs), log_weights, output)
+
+
+def _state(head: nnx.Module) -> list[tuple[Any, Any]]:
+  """Paths and values of what is not trained."""
+  return list(nnx.to_flat_state(nnx.state(head, nnx.Not(nnx.Param))))
 
 
 def _split(rngs: nnx.Rngs, num_heads: int) -> dict[str, jax.Array]:

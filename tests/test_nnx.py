@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from flax.errors import TraceContextError
 
 import alrao_jax as alrao
 import alrao_jax.linen
@@ -306,6 +307,44 @@ def test_split_merge_jit_remat_and_eval_shape():
   assert shapes(nnx.state(abstract)) == shapes(nnx.state(net()))
 
 
+def test_an_evaluated_model_may_come_from_outside_a_transformation():
+  layer = net().out
+  layer.eval()
+  before = nnx.to_pure_dict(nnx.state(layer, nnx.Not(nnx.RngKey)))
+  expected = layer(X).shared
+  assert_close(jax.jit(lambda x: layer(x).shared)(X), expected, 1e-5)
+  rows = jax.vmap(lambda x: layer(x[None]).shared[:, 0], out_axes=1)(X)
+  assert_close(rows, expected, 1e-5)
+  assert jax.grad(lambda x: layer(x).shared.sum())(X).any()
+  assert_equal(nnx.to_pure_dict(nnx.state(layer, nnx.Not(nnx.RngKey))), before)
+
+
+def test_a_training_model_from_outside_a_transformation_is_refused_as_the_plain_one():
+  layer = net().out
+  for model in (layer, head_of(layer, 0)):
+    with pytest.raises(TraceContextError):
+      jax.jit(lambda x, model=model: jax.tree.leaves(model(x)))(X)
+
+
+def test_state_that_only_some_calls_assign():
+  class Counting(nnx.Module):
+    def __init__(self, rngs):
+      self.out = linear(rngs)
+      self.calls, self.other = (nnx.BatchStat(jnp.zeros((), int)) for _ in range(2))
+
+    def __call__(self, x, count):
+      if count:
+        self.calls[...] += 1
+      return self.out(x)
+
+  layer = MultiHead(Counting, 2, rngs=nnx.Rngs(0))
+  other = layer.alrao_heads.other[...]
+  for count in (True, False, True):
+    layer(X, count)
+  assert layer.alrao_heads.calls[...].tolist() == [2, 2]
+  assert layer.alrao_heads.other[...] is other
+
+
 # What can't be a head
 
 
@@ -377,6 +416,23 @@ def test_predict_mixes_the_heads_as_in_evaluation_and_leaves_the_model_alone():
   compiled = nnx.jit(predict, static_argnames="output")
   mean = compiled(model, LOG_WEIGHTS, X, output="mean")
   assert_close(mean, alrao.mixture_mean(model(X), LOG_WEIGHTS), 1e-5)
+
+
+def test_predict_changes_no_state_and_takes_a_model_from_outside_a_transformation():
+  class Counting(nnx.Module):
+    def __init__(self, rngs):
+      self.calls = nnx.BatchStat(jnp.zeros((), int))
+      self.net = Net(rngs)
+
+    def __call__(self, x):
+      self.calls[...] += 1
+      return self.net(x)
+
+  model = Counting(nnx.Rngs(0, dropout=1))
+  expected = predict(model, LOG_WEIGHTS, X)
+  compiled = jax.jit(lambda x: predict(model, LOG_WEIGHTS, x))
+  assert_close(compiled(X), expected, 1e-5)
+  assert model.calls[...] == 0
 
 
 def test_predict_takes_log_weights_by_path_for_several_multi_heads():

@@ -126,6 +126,24 @@ def test_works_under_jit():
   assert_equal(loaded, jax.tree.map(jnp.ones_like, params))
 
 
+def test_what_is_kept_is_copied_so_that_params_may_be_donated():
+  sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  bias = jax.device_put(jnp.arange(4.0).reshape(2, 2), sharding)
+  key = jax.random.split(jax.random.key(3), 2)
+  params = {
+    "out": {"alrao_heads": {"b": bias, "rngs": {"count": jnp.zeros(2), "key": key}}},
+    "w": jnp.zeros(3),
+  }
+  loaded = load_pretrained(params, {"w": jnp.ones(3)}, keep=("^out/b",))
+  expected = np.arange(4.0).reshape(2, 2), np.array(jax.random.key_data(key))
+  for leaf in jax.tree.leaves(params):
+    leaf.delete()  # as donation does
+  heads = loaded["out"]["alrao_heads"]
+  assert_equal((heads["b"], jax.random.key_data(heads["rngs"]["key"])), expected)
+  assert heads["b"].committed and heads["b"].sharding == sharding
+  assert not heads["rngs"]["count"].any()
+
+
 # nnx
 
 
@@ -218,6 +236,35 @@ def test_what_is_kept_stays_and_need_not_fit():
   }
   loaded = load_pretrained(params, pretrained, keep=("^out/", "^aux$"))
   assert_equal(loaded, {"body": {"b": jnp.ones(3)}, "out": heads})
+
+
+def test_what_is_kept_needs_values():
+  pretrained = {"out": {"b": jnp.ones(2)}}
+  heads = {"b": jax.ShapeDtypeStruct((3, 2), jnp.float32)}
+  params = {"out": {"alrao_heads": heads}}
+  message = "ShapeDtypeStruct for out/alrao_heads/b. Initialise the model first"
+  with pytest.raises(ValueError, match=message):
+    load_pretrained(params, pretrained, keep=("^out/",))
+  abstract = nnx.state(nnx.eval_shape(lambda: NnxModel(nnx.Rngs(0), 3)))
+  with pytest.raises(ValueError, match="dropout/rngs/key. Initialise the model first"):
+    load_pretrained(abstract, nnx.state(NnxModel(nnx.Rngs(0))))
+
+
+@pytest.mark.parametrize(
+  ("params", "pretrained", "message"),
+  [
+    ({"a": 1.0}, {"a": np.ones(1)}, r"params=...\) must have arrays .* got a: float"),
+    ({"a": np.ones(1)}, {"a": "x"}, r"pretrained=...\) must have .* got a: str"),
+    (
+      {"a": np.ones(1)},
+      {"a": jax.ShapeDtypeStruct((1,), float)},
+      "got a: ShapeDtypeStruct",
+    ),
+  ],
+)
+def test_leaves_that_are_no_arrays_are_named(params, pretrained, message):
+  with pytest.raises(TypeError, match=message):
+    load_pretrained(params, pretrained)
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,12 @@ class MultiHead(nn.Module):
   made inline have other paths in a plain model (``Dense_0``) than here (``layers_0``).
 
   A MultiHead stands outside ``nn.scan`` and ``nn.vmap``; ``nn.jit`` and ``nn.remat``
-  may surround it.
+  may surround it. This is not detected: ``nn.scan`` or ``nn.vmap`` around it put their
+  own axis on axis 0, where the heads' was, and the optimizer would read the number of
+  heads from that. For several models at once, apply ``jax.vmap`` to the whole
+  initialization and the whole training step. Derivatives are those of reverse mode
+  (``jax.grad``, ``jax.vjp``); forward mode (``jax.jvp``, ``jax.jacfwd``) is not
+  available.
 
   Attributes:
     head: the output layer, any module, unbound or made inline.
