@@ -1,7 +1,7 @@
 # Each target makes its own virtual environment on first use, from pyproject.toml alone:
 # Python 3.11 or newer and make are all a machine needs.
 #
-#   make demo                        train on real images in minutes: table and picture
+#   make demo                        train on real images: table and picture
 #   make test                        the fast tests
 #   make test PYTHON=python3.12      the same on another interpreter, in .venv-python3.12
 
@@ -15,7 +15,7 @@ PYTEST_ARGS ?= -n auto
 .NOTPARALLEL:
 
 help:
-	@echo "make demo    train the quick start (4 minutes on 2 cores): table and picture"
+	@echo "make demo    train the quick start (a minute on 2 cores, once installed)"
 	@echo "make test    fast tests"
 	@echo "make slow    tests that take longer"
 	@echo "make lint    ruff: format and lint"
