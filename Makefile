@@ -10,12 +10,13 @@ VENV ?= $(if $(filter-out python3,$(PYTHON)),.venv-$(subst /,_,$(PYTHON)),.venv)
 BIN := $(VENV)/bin
 PYTEST_ARGS ?= -n auto
 
-.PHONY: help demo test slow lint types build clean
+.PHONY: help demo benchmark test slow lint types build clean
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 
 help:
 	@echo "make demo    train the quick start (a minute on 2 cores, once installed)"
+	@echo "make benchmark   a small table of CIFAR-10 runs, or of digits without CIFAR-10"
 	@echo "make test    fast tests"
 	@echo "make slow    tests that take longer"
 	@echo "make lint    ruff: format and lint"
@@ -25,6 +26,10 @@ help:
 
 demo: $(VENV)/.examples
 	$(BIN)/python examples/quickstart.py --out out/quickstart
+
+benchmark: $(VENV)/.bench
+	$(BIN)/python -m benchmarks.cifar10 sweep --preset reduced --out out/benchmark
+	$(BIN)/python -m benchmarks.cifar10 report --results out/benchmark --out out/benchmark
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -q -m "not slow" $(PYTEST_ARGS)
@@ -55,15 +60,20 @@ $(VENV)/.examples: pyproject.toml | $(VENV)/.created
 	$(BIN)/python -m pip install --quiet --editable ".[examples]"
 	@touch $@
 
+$(VENV)/.bench: pyproject.toml | $(VENV)/.created
+	@echo "Installing into $(VENV) (a minute or two the first time) ..."
+	$(BIN)/python -m pip install --quiet --editable ".[examples,bench]"
+	@touch $@ $(VENV)/.examples
+
 $(VENV)/.test: pyproject.toml | $(VENV)/.created
 	@echo "Installing into $(VENV) (a minute or two the first time) ..."
 	$(BIN)/python -m pip install --quiet --editable ".[examples,bench]" --group test
-	@touch $@ $(VENV)/.examples
+	@touch $@ $(VENV)/.examples $(VENV)/.bench
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/.created
 	@echo "Installing into $(VENV) (a minute or two the first time) ..."
 	$(BIN)/python -m pip install --quiet --editable ".[examples,bench]" --group dev
-	@touch $@ $(VENV)/.examples $(VENV)/.test
+	@touch $@ $(VENV)/.examples $(VENV)/.bench $(VENV)/.test
 
 clean:
 	rm -rf .venv .venv-* build dist out .pytest_cache .ruff_cache .hypothesis
