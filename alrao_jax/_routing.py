@@ -128,7 +128,8 @@ def multi_head(
     features, closed_over = inputs
     return converted(closed_over, params, features, aux)
 
-  heads, new_aux = _route(evaluate, stacked_params, (features, closed_over), aux)
+  routed: Any = _route(evaluate, stacked_params, (features, closed_over), aux)
+  heads, new_aux = routed
   return (heads, new_aux) if has_aux else heads
 
 
