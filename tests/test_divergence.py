@@ -60,7 +60,7 @@ DAMAGES = (np.inf, np.nan, 1e6, 1e12, 1e19, 1e25)  # factors
 # Each kind compiles for some seconds, so the less telling ones are left to slow runs.
 KINDS = [
   *((base, "float32") for base in BASES),
-  ("adam", "bfloat16"),
+  pytest.param("adam", "bfloat16", marks=pytest.mark.slow),
   pytest.param("sgd", "bfloat16", marks=pytest.mark.slow),
   pytest.param("momentum", "bfloat16", marks=pytest.mark.slow),
 ]

@@ -186,6 +186,7 @@ def test_boxed_linen_parameters_train_like_plain_ones(batch):
   jax.tree.map(np.testing.assert_array_equal, nn.meta.unbox(one), other)
 
 
+@pytest.mark.slow
 def test_sharded_linen_parameters_keep_rates_of_one_float_a_unit(mesh, batch):
   model = Classifier(boxed=True)
   params = model.init(jax.random.key(3), batch[0])["params"]

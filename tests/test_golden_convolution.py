@@ -89,6 +89,7 @@ def traces():
     return {k.removeprefix(name): v for k, v in kept.items() if k.startswith(name)}
 
 
+@pytest.mark.slow
 def test_training_equals_the_reference(traces):
   # Flax's BatchNorm itself mixes types.
   with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
