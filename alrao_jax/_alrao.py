@@ -104,7 +104,7 @@ def alrao(
 
   Reference:
     Blier, Wolinski, Ollivier, `Learning with Random Learning Rates
-    <https://arxiv.org/abs/1810.01322>`_, algorithm 1.
+    <https://arxiv.org/abs/1810.01322>`_, Algorithm 1.
   """
   _checks.check_key("alrao()", key)
   _checks.check_interval("alrao()", min_learning_rate, max_learning_rate)

@@ -110,7 +110,7 @@ def switch(theta: float = 0.999, *, likelihood_scale: float = 1.0) -> Averaging:
     [0.03 0.96 0.02]
 
   Reference:
-    Blier, Wolinski, Ollivier (2018), arXiv:1810.01322, appendix A and Algorithm 2;
+    Blier, Wolinski, Ollivier (2018), arXiv:1810.01322, appendix A;
     van Erven, Grünwald, de Rooij (2012), "Catching up faster by switching sooner",
     Journal of the Royal Statistical Society B 74, 361-417.
   """

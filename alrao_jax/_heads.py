@@ -72,7 +72,7 @@ def track_heads(
 
   Reference:
     Blier, Wolinski, Ollivier, `Learning with Random Learning Rates
-    <https://arxiv.org/abs/1810.01322>`_, section 2 and appendix A.
+    <https://arxiv.org/abs/1810.01322>`_, appendix A.
   """
   if not isinstance(averaging, Averaging):
     raise TypeError(

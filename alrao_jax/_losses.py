@@ -65,7 +65,7 @@ def classification_loss(
     4.0
 
   Reference:
-    arXiv 1810.01322, section 3.
+    arXiv 1810.01322, Algorithm 1.
   """
   call = "classification_loss()"
   check_heads(call, heads, log_weights)

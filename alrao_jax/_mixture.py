@@ -1,7 +1,7 @@
 r"""The likelihood of a mixture of heads, whose gradient also trains the heads.
 
 With head weights :math:`a_j` the model predicts :math:`p(y) = \sum_j a_j p_j(y)`
-(arXiv 1810.01322, section 3).
+(arXiv 1810.01322, Algorithm 1).
 """
 
 from collections.abc import Callable
@@ -86,7 +86,7 @@ def mixture_loss(
     (0.3799, [0.0, -1.0])
 
   Reference:
-    arXiv 1810.01322, section 3 and Algorithm 1.
+    arXiv 1810.01322, Algorithm 1.
   """
   call = "mixture_loss()"
   check_heads(call, heads, log_weights)

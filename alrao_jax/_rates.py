@@ -94,7 +94,7 @@ def log_uniform(
 
   Reference:
     Blier, Wolinski, Ollivier, `Learning with Random Learning Rates
-    <https://arxiv.org/abs/1810.01322>`_, section 2.
+    <https://arxiv.org/abs/1810.01322>`_, Algorithm 1.
   """
   _checks.check_interval("log_uniform()", min_learning_rate, max_learning_rate)
   return LogUniform(min_learning_rate, max_learning_rate)
@@ -190,7 +190,7 @@ def draw_quantiles(
     layout: What :func:`make_layout` returned.
     dtype: Of the result. Draws are made in float32 whatever it is.
     single_head_quantile: The quantile of the one head where there is just one; the
-      ladder's formula (eq. 9 of the papers) is 0/0 there.
+      papers' formula for the ladder is 0/0 there.
 
   Returns:
     Shape ``(layout.size,)``, values in ``[0, 1]``.

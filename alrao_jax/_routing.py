@@ -1,7 +1,7 @@
 """Heads evaluated once, whose gradient returns on two separate ways.
 
 The internal layers descend the mixture's loss, each head descends its own: the
-second half of the paper's Algorithm 1 (arXiv 1810.01322, section 3) in one
+second half of the paper's Algorithm 1 (arXiv 1810.01322) in one
 backward pass.
 """
 
@@ -105,7 +105,7 @@ def multi_head(
 
   Reference:
     Blier, Wolinski, Ollivier, *Learning with Random Learning Rates*, arXiv
-    1810.01322, section 3 and Algorithm 1.
+    1810.01322, Algorithm 1.
   """
   if not callable(head_fn):
     raise TypeError(

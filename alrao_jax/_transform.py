@@ -102,7 +102,7 @@ def scale_by_unit_rates(
 
   Reference:
     Blier, Wolinski, Ollivier, `Learning with Random Learning Rates
-    <https://arxiv.org/abs/1810.01322>`_, section 2 and algorithm 1.
+    <https://arxiv.org/abs/1810.01322>`_, Algorithm 1.
   """
   call = "scale_by_unit_rates()"
   _checks.check_key(call, key)

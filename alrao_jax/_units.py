@@ -7,7 +7,7 @@ and overrides settle what shapes can't tell. Shapes go in, specs come out: no va
 an array is ever looked at.
 
 Reference: Blier, Wolinski, Ollivier, `Learning with Random Learning Rates
-<https://arxiv.org/abs/1810.01322>`_, section 2.
+<https://arxiv.org/abs/1810.01322>`_, Algorithm 1.
 """
 
 import math

@@ -64,7 +64,7 @@ class MultiHead(nnx.Module):
 
   Reference:
     Blier, Wolinski, Ollivier, *Learning with Random Learning Rates*, arXiv
-    1810.01322, section 3.
+    1810.01322, Algorithm 1.
   """
 
   def __init__(

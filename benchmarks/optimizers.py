@@ -109,7 +109,7 @@ def with_polynomial_averaging(
     -1.5
 
   Reference:
-    Shamir and Zhang, arXiv 1212.1824, section 4, in the form of Levy et al.'s and DoG's
+    Shamir and Zhang, arXiv 1212.1824, in the form of Levy et al.'s and DoG's
     code.
   """
 
@@ -151,7 +151,7 @@ def _dog(setting: Setting) -> optax.GradientTransformation:
 OPTIMIZERS: dict[str, Optimizer] = {
   "alrao": Optimizer(
     label="Alrao",
-    source="arXiv 1810.01322, section 4: interval [1e-5, 10], 10 heads.",
+    source="arXiv 1810.01322, experiments: interval [1e-5, 10], 10 heads.",
     make=lambda setting: alrao(setting.key),
     has_heads=True,
   ),
@@ -175,7 +175,7 @@ OPTIMIZERS: dict[str, Optimizer] = {
   ),
   "sgd": Optimizer(
     label="SGD",
-    source="arXiv 1810.01322, section 4: rates 1e-5, 1e-4, ..., 10, no momentum.",
+    source="arXiv 1810.01322, experiments: rates 1e-5, 1e-4, ..., 10, no momentum.",
     make=lambda setting: optax.inject_hyperparams(optax.sgd)(setting.rate),
     takes_rate=True,
   ),

@@ -1,7 +1,8 @@
 """The papers' figures, to stand beside ours.
 
-From *Learning with Random Learning Rates*, arXiv 1810.01322: tables 1 (CIFAR-10, width
-1; test loss, then accuracy in percent, with standard deviations) and 2.
+Of *Learning with Random Learning Rates*, arXiv 1810.01322: CIFAR-10 at width 1 (test
+loss, then accuracy in percent, with standard deviations; as the authors' project page
+gives them) and the numbers of parameters.
 """
 
 from typing import NamedTuple

@@ -65,7 +65,7 @@ class MultiHead(nn.Module):
 
   Reference:
     Blier, Wolinski, Ollivier, *Learning with Random Learning Rates*, arXiv
-    1810.01322, section 3.
+    1810.01322, Algorithm 1.
   """
 
   head: nn.Module
