@@ -44,7 +44,12 @@ def _papers(networks_and_widths, **options) -> tuple[Experiment, ...]:
   )
 
 
-_SMALL = Experiment(network="small_cnn", num_train=10_000, max_epochs=10)
+_SMALL = Experiment(
+  network="small_cnn",
+  num_train=10_000,
+  num_validation=2_000,
+  max_epochs=10,
+)
 
 PRESETS: dict[PresetName, Preset] = {
   # Minutes on two cores, from whatever data there is.
@@ -71,13 +76,15 @@ PRESETS: dict[PresetName, Preset] = {
     bases=_papers(
       [
         ("mobilenet_v2", 1 / 8),
-        ("mobilenet_v2", 3 / 8),
-        ("googlenet", 1 / 8),
-        ("googlenet", 3 / 8),
         ("vgg19", 1 / 4),
+        ("googlenet", 1 / 8),
+        ("mobilenet_v2", 3 / 8),
         ("vgg19", 3 / 4),
+        ("googlenet", 3 / 8),
       ],
       num_train=2_000,
+      num_validation=1_000,
+      num_test=5_000,
       max_epochs=5,
     ),
     optimizers=("alrao", "sgd", "adam"),

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from benchmarks.models.kernels import max_pool
 from benchmarks.models.layers import ConvBlock, Norm, scale_channels
 
 # Columns of the reference's table 1: 1x1; 3x3 reduce, 3x3; 5x5 reduce, 5x5; pool
@@ -50,7 +51,7 @@ class Inception(nn.Module):
     """Keeps the size; the channels become those of the four branches."""
     block = functools.partial(ConvBlock, dtype=self.dtype, norm=self.norm)
     direct, reduce3, conv3, reduce5, conv5, project = self.channels
-    pooled = nn.max_pool(images, (3, 3), strides=(1, 1), padding="SAME")
+    pooled = max_pool(images, 3, 1, 1)
     branches = (
       (images, (block(direct, 1),)),
       (images, (block(reduce3, 1), block(conv3))),
@@ -81,12 +82,7 @@ class GoogLeNet(nn.Module):
     )
     for channels in STAGES:
       if channels is None:
-        images = nn.max_pool(
-          images,
-          (3, 3),
-          strides=(2, 2),
-          padding=((1, 1), (1, 1)),  # pyright: ignore[reportArgumentType] (documented)
-        )
+        images = max_pool(images, 3, 2, 1)
       else:
         scaled = tuple(scale(count) for count in channels)
         images = Inception(scaled, self.dtype, self.norm)(images, train=train)

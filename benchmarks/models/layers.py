@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 
 from alrao_jax import HeadOutputs
 from alrao_jax.linen import MultiHead
+from benchmarks.models.kernels import conv_general_dilated
 
 Norm = Literal["batch", "none"]
 
@@ -78,6 +79,7 @@ class ConvBlock(nn.Module):
       feature_group_count=self.groups,
       use_bias=self.use_bias or self.norm == "none",
       dtype=self.dtype,
+      conv_general_dilated=conv_general_dilated,
     )(images)
     if self.norm == "batch":
       images = nn.BatchNorm(

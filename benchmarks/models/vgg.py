@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from benchmarks.models.kernels import max_pool
 from benchmarks.models.layers import ConvBlock, Norm, scale_channels
 
 # (channels, convolutions) of each stage; every stage ends by halving the image.
@@ -30,5 +31,5 @@ class VGG19(nn.Module):
         images = ConvBlock(
           scale_channels(channels, self.width), dtype=self.dtype, norm=self.norm
         )(images, train=train)
-      images = nn.max_pool(images, (2, 2), strides=(2, 2))
+      images = max_pool(images, 2, 2, 0)
     return images
