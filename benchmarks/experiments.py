@@ -141,7 +141,11 @@ class Workshop:
     ]
     return Plan(
       name="-".join(parts),
-      config={**config, "real_data": experiment.dataset == "cifar10"},
+      config={
+        **config,
+        "task": "images",
+        "real_data": experiment.dataset == "cifar10",
+      },
       out=out,
       seed=experiment.seed,
       rate=experiment.rate,
