@@ -36,6 +36,7 @@ class Program(Protocol):
     data: What `step` reads, on the device.
     examples_per_epoch: How many examples an epoch's batches hold.
     steps_per_epoch: How many batches.
+    examples: What they are, in the plural, for the display.
     survives_divergence: Whether a run goes on after a loss that is not finite. Alrao
       leaves diverged heads out and may recover; ordinary training ends as failed.
     num_parameters: Of the network.
@@ -45,6 +46,7 @@ class Program(Protocol):
   data: PyTree
   examples_per_epoch: int
   steps_per_epoch: int
+  examples: str
   survives_divergence: bool
   num_parameters: int
 
@@ -61,7 +63,10 @@ class Program(Protocol):
     ...
 
   def evaluate(self, snapshot: PyTree, part: str) -> dict[str, float]:
-    """Returns ``loss`` and ``accuracy`` on the ``"validation"`` or ``"test"`` part."""
+    """Returns what a ``"validation"`` or ``"test"`` part measures, by name.
+
+    ``loss`` is what the best epoch has least of; the rest is recorded beside it.
+    """
     ...
 
 
@@ -132,6 +137,7 @@ def train(
       history = notes["history"]
     display.begin(
       plan.name,
+      program.examples,
       plan.max_epochs * program.steps_per_epoch,
       len(history) * program.steps_per_epoch,
     )
@@ -177,13 +183,13 @@ def _train_epoch(
 ) -> tuple[PyTree, PyTree, records.Record]:
   """Trains one epoch and validates; returns state, snapshot and the epoch's record."""
   start = time.perf_counter()
-  images_per_step = program.examples_per_epoch / program.steps_per_epoch
+  examples_per_step = program.examples_per_epoch / program.steps_per_epoch
 
   def on_progress(steps: int, outputs: PyTree) -> None:
     display.update(
       done=(epoch - 1) * program.steps_per_epoch + steps,
       epoch=epoch,
-      images_per_second=steps * images_per_step / (time.perf_counter() - start),
+      examples_per_second=steps * examples_per_step / (time.perf_counter() - start),
       loss=float(outputs["loss"]),
       head_weights=outputs["head_weights"].tolist(),
     )
@@ -202,12 +208,11 @@ def _train_epoch(
     "kind": "epoch",
     "epoch": epoch,
     "train_loss": float(losses.mean()),
-    "validation_loss": validation["loss"],
-    "validation_accuracy": validation["accuracy"],
+    **{f"validation_{name}": value for name, value in validation.items()},
     "nonfinite_steps": int(np.sum(~np.isfinite(losses))),
     "steps": [int(step) for step in steps],
     "head_weights": heads[steps].round(5).tolist() if heads.shape[1] else [],
-    "images_per_second": program.examples_per_epoch / train_seconds,
+    "examples_per_second": program.examples_per_epoch / train_seconds,
     "seconds": time.perf_counter() - start,
   }
   return state, snapshot, record
@@ -222,10 +227,12 @@ def _summarize(
 ) -> records.Record:
   """Tests the best epoch; returns the run's summary."""
   epoch = best_epoch(history)
-  chosen = history[epoch - 1] if epoch else None
-  test = program.evaluate(best, "test") if epoch else None
+  # Where no epoch has a finite loss, nothing is tested, and every measure is None.
+  chosen = history[epoch - 1] if epoch else dict.fromkeys(history[0])
+  names = [name for name in history[0] if name.startswith("validation_")]
+  tested = program.evaluate(best, "test") if epoch else {}
   # The first epoch includes the compilation.
-  speeds = [record["images_per_second"] for record in history]
+  speeds = [record["examples_per_second"] for record in history]
   return {
     "kind": "summary",
     "name": plan.name,
@@ -234,12 +241,14 @@ def _summarize(
     "ending": ending,
     "epochs": len(history),
     "best_epoch": epoch,
-    "train_loss": chosen and chosen["train_loss"],
-    "validation_loss": chosen and chosen["validation_loss"],
-    "validation_accuracy": chosen and chosen["validation_accuracy"],
-    "test_loss": test and test["loss"],
-    "test_accuracy": test and test["accuracy"],
-    "images_per_second": float(np.median(speeds[1:] or speeds)),
+    **{name: chosen[name] for name in ("train_loss", *names)},
+    **{
+      name.replace("validation", "test", 1): tested.get(
+        name.removeprefix("validation_")
+      )
+      for name in names
+    },
+    "examples_per_second": float(np.median(speeds[1:] or speeds)),
     "seconds": sum(record["seconds"] for record in history),
     "peak_memory": records.peak_memory(),
     "date": datetime.date.today().isoformat(),

@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from benchmarks.results import Row, Table
+from benchmarks.tasks import Measure
 
 
 def draw(table: Table, path: Path) -> None:
@@ -38,10 +39,11 @@ def draw(table: Table, path: Path) -> None:
 
 
 def _curves(axes, table: Table) -> None:
-  """Validation loss by epoch, mean over the seeds; SGD's other rates in grey."""
+  """A measure by epoch, mean over the seeds; SGD's other rates in grey."""
+  measure = table.task.curve
   best = table.best_sgd
   for row in table.rows:
-    curve = _mean_curve(row)
+    curve = _mean_curve(row, measure)
     if row.optimizer == "sgd" and row is not best:
       label = "SGD, other rates" if row is table.sgd[0] else None
       axes.plot(*curve, color="0.8", linewidth=1, label=label, zorder=1)
@@ -49,27 +51,26 @@ def _curves(axes, table: Table) -> None:
       width = 2.5 if row.optimizer == "alrao" else 1.3
       color = "black" if row is best else None
       axes.plot(*curve, linewidth=width, color=color, label=row.label, zorder=2)
-  losses = np.concatenate([_mean_curve(row)[1] for row in table.rows])
-  if np.isfinite(losses).any():
-    # What diverges, or stays at chance (log 10 = 2.3), shall not hide the others.
-    low = np.nanmin(losses)
-    axes.set_ylim(0.9 * low, max(2.6, 1.1 * low))
+  values = np.concatenate([_mean_curve(row, measure)[1] for row in table.rows])
+  if table.task.curve_limit is not None and np.isfinite(values).any():
+    # What diverges, or stays at chance, shall not hide the others.
+    low = np.nanmin(values)
+    axes.set_ylim(0.9 * low, max(table.task.curve_limit, 1.1 * low))
   axes.xaxis.get_major_locator().set_params(integer=True)
-  axes.set(xlabel="epoch", ylabel="validation loss", title="Learning curves")
+  label = f"validation {measure.label}"
+  axes.set(xlabel="epoch", ylabel=label, title="Learning curves")
   axes.legend(fontsize=7)
 
 
-def _mean_curve(row: Row) -> tuple[np.ndarray, np.ndarray]:
-  """Epochs and mean validation loss, as far as the shortest run goes."""
+def _mean_curve(row: Row, measure: Measure) -> tuple[np.ndarray, np.ndarray]:
+  """Epochs and the measure's mean, as far as the shortest run goes."""
   length = min(len(run.epochs) for run in row.runs)
-  losses = [
-    [
-      np.nan if record["validation_loss"] is None else record["validation_loss"]
-      for record in run.epochs[:length]
-    ]
+  name = f"validation_{measure.name}"
+  values = [
+    [np.nan if record[name] is None else record[name] for record in run.epochs[:length]]
     for run in row.runs
   ]
-  return np.arange(1, length + 1), np.mean(losses, axis=0)
+  return np.arange(1, length + 1), measure.scale * np.mean(values, axis=0)
 
 
 def _posterior(axes, row: Row) -> None:

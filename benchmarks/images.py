@@ -110,6 +110,7 @@ class ImageProgram:
     """
     self.steps_per_epoch = len(data.parts["train"]) // batch_size
     self.examples_per_epoch = self.steps_per_epoch * batch_size
+    self.examples = "images"
     self.survives_divergence = optimizer.has_heads
     self.data = (data.images, data.labels)
     self._model, self._optimizer, self._parts = model, optimizer, data.parts

@@ -24,7 +24,7 @@ def sparkline(values: Sequence[float]) -> str:
 class Display:
   """A progress bar for one run after the other; used as a context manager.
 
-  The bar shows images per second, loss, time left (to the maximum number of epochs)
+  The bar shows the speed, the loss, time left (to the maximum number of epochs)
   and the weight of each of Alrao's heads, from the slowest to the fastest. Where there
   is no terminal, every epoch is a line instead.
   """
@@ -50,7 +50,7 @@ class Display:
       disable=not self._live,
     )
     self._task: rich.progress.TaskID | None = None
-    self._name = ""
+    self._name, self._examples = "", ""
 
   def __enter__(self) -> "Display":
     self._progress.start()
@@ -59,17 +59,18 @@ class Display:
   def __exit__(self, *_: object) -> None:
     self._progress.stop()
 
-  def begin(self, name: str, total: int, done: int) -> None:
+  def begin(self, name: str, examples: str, total: int, done: int) -> None:
     """Shows a new run in place of the one before.
 
     Args:
       name: Its name.
+      examples: What it trains on, in the plural, whose number a second is its speed.
       total: Number of steps, if it runs to the maximum of epochs.
       done: Number of steps that it has done already.
     """
     if self._task is not None:
       self._progress.remove_task(self._task)
-    self._name = name
+    self._name, self._examples = name, examples
     self._task = self._progress.add_task(
       name, total=total, completed=done, epoch="-", speed="", loss="", heads=""
     )
@@ -78,7 +79,7 @@ class Display:
     self,
     done: int,
     epoch: int,
-    images_per_second: float,
+    examples_per_second: float,
     loss: float,
     head_weights: Sequence[float],
   ) -> None:
@@ -87,7 +88,7 @@ class Display:
     Args:
       done: Number of steps done in all.
       epoch: The epoch under way.
-      images_per_second: Speed in this epoch.
+      examples_per_second: Speed in this epoch.
       loss: Loss of the last batch.
       head_weights: Weight of each head; empty without heads.
     """
@@ -96,7 +97,7 @@ class Display:
         self._task,
         completed=done,
         epoch=epoch,
-        speed=f"{images_per_second:,.0f} images/s",
+        speed=f"{examples_per_second:,.0f} {self._examples}/s",
         loss=f"loss {loss:.3f}",
         heads=sparkline(head_weights),
       )
@@ -109,12 +110,15 @@ class Display:
     """
     if not self._live:
       heads = sparkline(record["head_weights"][-1]) if record["head_weights"] else ""
+      validation = "  ".join(
+        f"{name.replace('_', ' ')} {value:.4f}"
+        for name, value in record.items()
+        if name.startswith("validation_")
+      )
       self.console.print(
         f"{self._name}  epoch {record['epoch']}  "
-        f"{record['images_per_second']:,.0f} images/s  "
-        f"train loss {record['train_loss']:.4f}  "
-        f"validation loss {record['validation_loss']:.4f}  "
-        f"accuracy {record['validation_accuracy']:.2%}  {heads}",
+        f"{record['examples_per_second']:,.0f} {self._examples}/s  "
+        f"train loss {record['train_loss']:.4f}  {validation}  {heads}",
         highlight=False,
         soft_wrap=True,
       )

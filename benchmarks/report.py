@@ -8,20 +8,22 @@ import numpy as np
 from benchmarks import figures, papers, results
 from benchmarks.optimizers import OPTIMIZERS
 from benchmarks.records import write_text
-from benchmarks.results import SIZE_OPTIONS, TABLE_OPTIONS, Row, RunRecords, Table
+from benchmarks.results import Row, RunRecords, Table
+from benchmarks.tasks import Measure, Task
 
 HOW_TO_READ = """\
 Written by `python -m benchmarks.cifar10 report` from the records of every run; none is
 left out. Each run is tested once, at its epoch of least validation loss, Alrao with the
 posterior of that epoch. ± is the standard deviation over seeds. The best SGD rate is
-chosen by validation loss; the test images have no say in it.
+chosen by validation loss; the test part has no say in it.
 
-A run has **learned** if its test accuracy exceeds chance (10 %) by more than half of
-what the best SGD rate's mean exceeds it by. Failed runs (a loss was not finite) are
-tested at their best epoch before, if there is one; one without counts as accuracy 10 %
-and is left out of the mean loss. *Alrao ahead by* is Alrao's mean accuracy minus the
-row's, in points: negative where Alrao falls behind. *Speed* is training images per
-second relative to SGD's, medians of epochs, on the machine that ran them.
+A run has **learned** if its test score (of images, the accuracy) is better than chance
+by more than half of what the best SGD rate's mean is better by. Failed runs (a loss was
+not finite) are tested at their best epoch before, if there is one; one without counts
+as a score of chance and is left out of the means of other measures. *Alrao ahead by* is
+Alrao's mean score minus the row's: negative where Alrao falls behind. *Speed* is
+training examples per second relative to SGD's, medians of epochs, on the machine that
+ran them and whatever else it did.
 """
 
 
@@ -40,9 +42,11 @@ def write(folders: Iterable[Path], out: Path) -> Path:
   """
   runs = results.load(folders)
   lines = ["# Results", "", HOW_TO_READ]
-  for number, (size, tables) in enumerate(results.by_size(runs).items(), 1):
-    lines += [f"## {number}. {_size_title(size)}", ""]
-    lines += _conditions([run for t in tables for row in t.rows for run in row.runs])
+  for number, tables in enumerate(results.by_size(runs), 1):
+    found = [run for table in tables for row in table.rows for run in row.runs]
+    task, config = found[0].task, found[0].config
+    lines += [f"## {number}. {task.title}: {task.size.format(**config)}", ""]
+    lines += _conditions(found)
     for table in tables:
       name = f"{number}-{table.title.replace(' ', '-').replace(',', '')}.png"
       figures.draw(table, out / "figures" / name)
@@ -55,86 +59,98 @@ def write(folders: Iterable[Path], out: Path) -> Path:
   return path
 
 
-def _size_title(size: tuple) -> str:
-  options = dict(zip(SIZE_OPTIONS, size, strict=True))
-  return (
-    f"{options['dataset']}, {options['num_train']:,} training images, "
-    f"at most {options['max_epochs']} epochs"
-  )
-
-
 def _conditions(runs: list[RunRecords]) -> list[str]:
-  config = runs[0].config
+  task, config = runs[0].task, runs[0].config
   seen = {
     name: sorted({str(run.summary["environment"][name]) for run in runs})
     for name in ("device", "cores", "jax", "flax", "optax", "alrao_jax", "commit")
   }
-  text = (
-    f"{config['num_validation']:,} validation and {config['num_test']:,} test images, "
-    f"batches of {config['batch_size']}, early stopping after {config['patience']} "
-    f"epochs, {'with' if config['augment'] else 'without'} augmentation, "
-    f"{config['dtype']}."
-  )
   seen["date"] = sorted({run.summary["date"] for run in runs})
+  options = ", ".join(f"{name} {config[name]}" for name in task.size_options)
   versions = "; ".join(f"{name} {', '.join(values)}" for name, values in seen.items())
   hit = sum(run.summary["ending"] == "maximum" for run in runs)
-  lines = [text, "", f"{len(runs)} runs, {hit} of which hit the maximum of epochs."]
+  lines = [
+    f"{len(runs)} runs, {hit} of which hit the maximum of epochs.",
+    "",
+    f"Options: {options}.",
+  ]
   if not config["real_data"]:
-    lines += ["", "**Not CIFAR-10**: this shows the pipeline, not the papers' result."]
+    lines += [
+      "",
+      f"**{task.not_real}**: this shows the pipeline, not the papers' result.",
+    ]
   return [*lines, "", f"On: {versions}.", ""]
 
 
 def _table_1(table: Table) -> list[str]:
-  best, alrao = table.best_sgd, table.alrao
-  network, width, _ = (table.rows[0].runs[0].config[name] for name in TABLE_OPTIONS)
-  with_papers = width == 1 and (network, "alrao") in papers.TABLE_1
-  header = ["method", "runs", "learned", "test loss", "test accuracy, %"]
+  best, alrao, task = table.best_sgd, table.alrao, table.task
+  with_papers = any(_papers(row, best) for row in table.rows)
+  header = ["method", "runs", "learned"]
+  header += [f"test {measure.label}" for measure in task.measures]
   header += ["Alrao ahead by", "speed"]
   if with_papers:
-    header += ["papers' loss", "papers' accuracy, %", "papers' Alrao ahead by"]
+    header += [f"papers' {measure.label}" for measure in task.measures]
+    header += ["papers' Alrao ahead by"]
   lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
   ours = [row for row in table.rows if row.optimizer != "sgd" or row is best]
   rest = [row for row in table.sgd if row is not best]
   for row in ours + rest:
-    label = f"**{row.label}, best rate**" if row is best else row.label
-    losses = [run.summary["test_loss"] for run in row.runs]
-    ahead = "" if alrao is None or row is alrao else _ahead(alrao, row)
+    ahead = None
+    if alrao is not None and row is not alrao:
+      ahead = table.lead(alrao.mean_score, row.mean_score)
     cells = [
-      label,
+      f"**{row.label}, best rate**" if row is best else row.label,
       str(len(row.runs)),
       _num_learned(table, row),
-      _spread([loss for loss in losses if loss is not None], 1.0, 3),
-      _spread(row.accuracies, 100.0, 2),
-      ahead,
+      *(_measured(row, measure, task) for measure in task.measures),
+      _signed(ahead, task),
       _speed(table, row),
     ]
     if with_papers:
-      cells += _papers_cells(network, row, row is best)
+      cells += _papers_cells(table, row)
     lines.append("| " + " | ".join(cells) + " |")
   return lines
 
 
-def _papers_cells(network: str, row: Row, is_best: bool) -> list[str]:
-  figure = papers.TABLE_1.get((network, row.optimizer))
-  if figure is None or (row.optimizer == "sgd" and not is_best):
-    return ["", "", ""]
-  ahead = papers.TABLE_1[network, "alrao"].accuracy - figure.accuracy
-  return [
-    f"{figure.loss:.2f} ± {figure.loss_sd:.2f}",
-    f"{figure.accuracy:.1f} ± {figure.accuracy_sd:.1f}",
-    "" if row.optimizer == "alrao" else f"{ahead:+.1f}",
-  ]
+def _measured(row: Row, measure: Measure, task: Task) -> str:
+  if measure == task.score:
+    return _spread(row.scores, measure)
+  values = [run.summary[f"test_{measure.name}"] for run in row.runs]
+  return _spread([value for value in values if value is not None], measure)
+
+
+def _papers(row: Row, best: Row | None) -> papers.Figures | None:
+  if row.optimizer == "sgd" and row is not best:
+    return None
+  return row.runs[0].task.papers(row.runs[0].config)
+
+
+def _papers_cells(table: Table, row: Row) -> list[str]:
+  task, found = table.task, _papers(row, table.best_sgd)
+  if found is None:
+    return [""] * (len(task.measures) + 1)
+  cells = []
+  for measure in task.measures:
+    mean, sd = found[measure.name]
+    # As many digits as the papers have.
+    text = f"{measure.scale * mean:.{measure.digits - 1}f}"
+    spread = "" if sd is None else f" ± {measure.scale * sd:.{measure.digits - 1}f}"
+    cells.append(text + spread)
+  alrao = None if table.alrao is None else _papers(table.alrao, None)
+  if alrao is None or row.optimizer == "alrao":
+    return [*cells, ""]
+  score = task.score.name
+  return [*cells, _signed(table.lead(alrao[score].mean, found[score].mean), task, 1)]
 
 
 def _findings(table: Table) -> list[str]:
   best, alrao = table.best_sgd, table.alrao
   lines = []
   if best is not None:
-    learn = sum(row.mean_accuracy > (table.threshold or 0) for row in table.sgd)
+    learn = sum(table.has_learned(row.mean_score) for row in table.sgd)
     lines.append(f"- {learn} of {len(table.sgd)} SGD rates learn.")
   if alrao is not None and best is not None:
-    accuracy = alrao.mean_accuracy
-    beat = sum(row.mean_accuracy > accuracy for row in table.sgd)
+    beat = sum(table.lead(row.mean_score, alrao.mean_score) > 0 for row in table.sgd)
     lines[-1] += f" {beat} of {len(table.sgd)} beat Alrao."
     sweep = sum(row.runs[0].summary["seconds"] for row in table.sgd)
     one = float(np.median([run.summary["seconds"] for run in alrao.runs]))
@@ -146,10 +162,10 @@ def _findings(table: Table) -> list[str]:
       row.label
       for row in table.rows
       if row.optimizer not in ("alrao", "sgd") or row is best
-      if row.mean_accuracy > alrao.mean_accuracy
+      if table.lead(row.mean_score, alrao.mean_score) > 0
     ]
-    behind = "; ".join(ahead_of) or "none"
-    lines.append(f"- Methods with a higher mean accuracy than Alrao's: {behind}.")
+    ahead_of = "; ".join(ahead_of) or "none"
+    lines.append(f"- Methods with a better mean score than Alrao's: {ahead_of}.")
   failed = [
     f"{row.label} ({count} of {len(row.runs)})"
     for row in table.rows
@@ -164,19 +180,17 @@ def _findings(table: Table) -> list[str]:
 def _table_2(runs: list[RunRecords]) -> list[str]:
   counts: dict[tuple, list[int | None]] = {}
   for run in runs:
-    key = tuple(run.config[name] for name in TABLE_OPTIONS)
-    row = counts.setdefault(key, [None, None])
+    title = run.task.table_title(run.config)
+    known = papers.TABLE_2.get(title.removesuffix(", width 1"), (0, 0))
+    row = counts.setdefault((title, *known), [None, None])
     row[run.config["num_heads"] is not None] = run.summary["num_parameters"]
   lines = [
     "| network | ordinary | with Alrao's heads | papers: ordinary | papers: 10 heads |",
     "| --- | --- | --- | --- | --- |",
   ]
-  for (network, width, norm), ours in sorted(counts.items()):
-    known = papers.TABLE_2.get(network) if width == 1 and norm == "batch" else None
-    cells = [f"{count:,}" if count else "" for count in [*ours, *(known or (0, 0))]]
-    lines.append(
-      f"| {results.table_title(network, width, norm)} | " + " | ".join(cells) + " |"
-    )
+  for (title, *known), ours in sorted(counts.items()):
+    cells = [f"{count:,}" if count else "" for count in [*ours, *known]]
+    lines.append(f"| {title} | " + " | ".join(cells) + " |")
   return lines
 
 
@@ -190,26 +204,30 @@ def _sources(runs: list[RunRecords]) -> list[str]:
 
 
 def _num_learned(table: Table, row: Row) -> str:
-  if table.threshold is None:
+  if table.best_sgd is None:
     return ""
-  return str(sum(accuracy > table.threshold for accuracy in row.accuracies))
+  return str(sum(table.has_learned(score) for score in row.scores))
 
 
-def _ahead(alrao: Row, row: Row) -> str:
-  return f"{100 * (alrao.mean_accuracy - row.mean_accuracy):+.2f}"
+def _signed(lead: float | None, task: Task, fewer_digits: int = 0) -> str:
+  if lead is None:
+    return ""
+  return f"{task.score.scale * lead:+.{task.score.digits - fewer_digits}f}"
 
 
 def _speed(table: Table, row: Row) -> str:
   def median(rows: Sequence[Row]) -> float:
     runs = [run for row in rows for run in row.runs]
-    return float(np.median([run.summary["images_per_second"] for run in runs]))
+    return float(np.median([run.summary["examples_per_second"] for run in runs]))
 
   return f"{median([row]) / median(table.sgd):.2f}" if table.sgd else ""
 
 
-def _spread(values: list[float], scale: float, digits: int) -> str:
+def _spread(values: list[float], measure: Measure) -> str:
   if not values:
     return "none"
-  scaled = scale * np.array(values)
-  text = f"{scaled.mean():.{digits}f}"
-  return text + (f" ± {scaled.std(ddof=1):.{digits}f}" if len(values) > 1 else "")
+  scaled = measure.scale * np.array(values)
+  text = f"{scaled.mean():.{measure.digits}f}"
+  if len(values) == 1:
+    return text
+  return f"{text} ± {scaled.std(ddof=1):.{measure.digits}f}"

@@ -7,22 +7,10 @@ from pathlib import Path
 from benchmarks.optimizers import OPTIMIZERS
 from benchmarks.records import Record, RecordError, read
 from benchmarks.sweeps import mean_validation_loss
+from benchmarks.tasks import TASKS, Task
 
-CHANCE = 0.1  # both data sets have ten classes of about one size
-
-# What tells one table from another, and one size of experiment from another.
-TABLE_OPTIONS = ("network", "width", "norm")
-SIZE_OPTIONS = (
-  "dataset",
-  "num_train",
-  "num_validation",
-  "num_test",
-  "max_epochs",
-  "patience",
-  "batch_size",
-  "augment",
-  "dtype",
-)
+# What tells one row of a table from another.
+ROW_OPTIONS = ("optimizer", "rate", "num_heads")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,10 +31,15 @@ class RunRecords:
     return self.summary["config"]
 
   @property
-  def accuracy(self) -> float:
-    """Test accuracy; that of chance for a run with nothing to test."""
-    accuracy = self.summary["test_accuracy"]
-    return CHANCE if accuracy is None else accuracy
+  def task(self) -> Task:
+    """What kind of task it is of."""
+    return TASKS[self.config["task"]]
+
+  @property
+  def score(self) -> float:
+    """The test score; that of chance for a run with nothing to test."""
+    score = self.summary[f"test_{self.task.score.name}"]
+    return self.config["chance"] if score is None else score
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,14 +59,14 @@ class Row:
   runs: list[RunRecords]
 
   @property
-  def accuracies(self) -> list[float]:
-    """Test accuracy of each run."""
-    return [run.accuracy for run in self.runs]
+  def scores(self) -> list[float]:
+    """Test score of each run."""
+    return [run.score for run in self.runs]
 
   @property
-  def mean_accuracy(self) -> float:
-    """Mean test accuracy."""
-    return sum(self.accuracies) / len(self.runs)
+  def mean_score(self) -> float:
+    """Mean test score."""
+    return sum(self.scores) / len(self.runs)
 
   @property
   def label(self) -> str:
@@ -88,10 +81,12 @@ class Table:
   """All runs of one network at one size of experiment.
 
   Attributes:
+    task: What kind of task they are of.
     title: Which network.
     rows: By optimizer and rate.
   """
 
+  task: Task
   title: str
   rows: list[Row]
 
@@ -117,11 +112,24 @@ class Table:
     """Alrao's row."""
     return next((row for row in self.rows if row.optimizer == "alrao"), None)
 
-  @property
-  def threshold(self) -> float | None:
-    """The accuracy above which a run has learned; None without SGD."""
+  def lead(self, one: float, other: float) -> float:
+    """Returns by how much one score is better than another."""
+    return one - other if self.task.score.higher_is_better else other - one
+
+  def has_learned(self, score: float) -> bool:
+    """Whether a score lies above chance by more than half of what best SGD's does.
+
+    Args:
+      score: The score, in a table with SGD.
+
+    Raises:
+      ValueError: There is no SGD to compare with.
+    """
     best = self.best_sgd
-    return None if best is None else CHANCE + (best.mean_accuracy - CHANCE) / 2
+    if best is None:
+      raise ValueError(f"no run of SGD tells what learning means for {self.title}.")
+    chance = best.runs[0].config["chance"]
+    return self.lead(score, chance) > self.lead(best.mean_score, chance) / 2
 
 
 def load(folders: Iterable[Path]) -> list[RunRecords]:
@@ -146,46 +154,33 @@ def load(folders: Iterable[Path]) -> list[RunRecords]:
   return runs
 
 
-def by_size(runs: list[RunRecords]) -> dict[tuple, list[Table]]:
-  """Returns tables by size of experiment, the values of `SIZE_OPTIONS`.
+def by_size(runs: list[RunRecords]) -> list[list[Table]]:
+  """Returns tables, those of one size of experiment together, in order of the tasks.
 
   Args:
     runs: The runs.
   """
+  order = list(TASKS)
   sizes: dict[tuple, dict[tuple, dict[tuple, list[RunRecords]]]] = {}
-  for run in runs:
-    size, table = (
+  for run in sorted(runs, key=lambda run: order.index(run.config["task"])):
+    size, table, row = (
       tuple(run.config[name] for name in names)
-      for names in (SIZE_OPTIONS, TABLE_OPTIONS)
+      for names in (run.task.size_options, run.task.table_options, ROW_OPTIONS)
     )
-    row = tuple(run.config[name] for name in ("optimizer", "rate", "num_heads"))
+    size = (run.config["task"], *size)
     sizes.setdefault(size, {}).setdefault(table, {}).setdefault(row, []).append(run)
-  return {
-    size: [
-      Table(table_title(*key), _rows(rows)) for key, rows in sorted(tables.items())
-    ]
-    for size, tables in sizes.items()
-  }
+  return [
+    [_table(rows) for _, rows in sorted(tables.items())] for tables in sizes.values()
+  ]
 
 
-def _rows(runs: dict[tuple, list[RunRecords]]) -> list[Row]:
+def _table(runs: dict[tuple, list[RunRecords]]) -> Table:
   """Rows in the order of `OPTIMIZERS`, then of their rates."""
   order = list(OPTIMIZERS)
   rows = [
     Row(optimizer, rate, num_heads, found)
     for (optimizer, rate, num_heads), found in runs.items()
   ]
-  return sorted(rows, key=lambda row: (order.index(row.optimizer), row.rate or 0))
-
-
-def table_title(network: str, width: float, norm: str) -> str:
-  """Returns a network's name with its options.
-
-  Args:
-    network: The network.
-    width: Factor on its channels.
-    norm: Its normalisation.
-  """
-  return f"{network}, width {width:g}" + (
-    "" if norm == "batch" else ", no normalisation"
-  )
+  rows.sort(key=lambda row: (order.index(row.optimizer), row.rate or 0))
+  first = rows[0].runs[0]
+  return Table(first.task, first.task.table_title(first.config), rows)

@@ -4,15 +4,32 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from benchmarks import engine, records
 from benchmarks.data import DataError
-from benchmarks.experiments import Experiment, OptionError, Workshop
-from benchmarks.optimizers import OPTIMIZERS, PEERS, SGD_RATES
+from benchmarks.experiments import OptionError
+from benchmarks.optimizers import OPTIMIZERS, SGD_RATES
 from benchmarks.progress import Display
 
-PresetName = Literal["reduced", "tier_a", "tier_b", "tier_c", "paper"]
+# A dataclass with the fields `optimizer`, `rate`, `seed` and whatever its task needs.
+Experiment = Any
+
+
+class Workshop(Protocol):
+  """Prepares the experiments of one task."""
+
+  def find_data(self, experiment: Experiment) -> None:
+    """Loads an experiment's data; raises `DataError` where it is missing."""
+    ...
+
+  def plan(self, experiment: Experiment, out: Path) -> engine.Plan:
+    """Returns how the engine shall run an experiment."""
+    ...
+
+  def program(self, experiment: Experiment) -> engine.Program:
+    """Returns the program that trains it."""
+    ...
 
 
 class Preset(NamedTuple):
@@ -25,94 +42,16 @@ class Preset(NamedTuple):
     num_seeds: Number of runs of an optimizer; of the best rate only, where it has
       several.
     num_rate_seeds: Number of runs of every rate.
-    without_cifar10: What to replace in `bases` where there is no CIFAR-10; None makes
+    without_data: What to replace in `bases` where their data is missing; None makes
       that an error.
   """
 
-  bases: tuple[Experiment, ...]
+  bases: tuple[Any, ...]
   optimizers: tuple[str, ...]
   rates: tuple[float, ...] = SGD_RATES
   num_seeds: int = 3
   num_rate_seeds: int = 1
-  without_cifar10: dict[str, Any] | None = None
-
-
-def _papers(networks_and_widths, **options) -> tuple[Experiment, ...]:
-  return tuple(
-    Experiment(network=network, width=width, **options)
-    for network, width in networks_and_widths
-  )
-
-
-_SMALL = Experiment(
-  network="small_cnn",
-  num_train=10_000,
-  num_validation=2_000,
-  max_epochs=10,
-)
-
-PRESETS: dict[PresetName, Preset] = {
-  # Minutes on two cores, from whatever data there is.
-  "reduced": Preset(
-    bases=(
-      Experiment(
-        network="small_cnn",
-        num_train=4_000,
-        num_validation=1_000,
-        num_test=2_000,
-        max_epochs=5,
-      ),
-    ),
-    optimizers=("alrao", "sgd", "adam", *PEERS, "sgd_tuned"),
-    without_cifar10={
-      "dataset": "digits",
-      "num_train": None,
-      "num_validation": None,
-      "num_test": None,
-    },
-  ),
-  # A CPU, narrow versions of the papers' networks.
-  "tier_a": Preset(
-    bases=_papers(
-      [
-        ("mobilenet_v2", 1 / 8),
-        ("vgg19", 1 / 4),
-        ("googlenet", 1 / 8),
-        ("mobilenet_v2", 3 / 8),
-        ("vgg19", 3 / 4),
-        ("googlenet", 3 / 8),
-      ],
-      num_train=2_000,
-      num_validation=1_000,
-      num_test=5_000,
-      max_epochs=5,
-    ),
-    optimizers=("alrao", "sgd", "adam"),
-  ),
-  # A CPU, all optimizers on one small network.
-  "tier_b": Preset(
-    bases=(_SMALL, dataclasses.replace(_SMALL, norm="none")),
-    optimizers=tuple(OPTIMIZERS),
-  ),
-  # An accelerator, the papers' networks for a while.
-  "tier_c": Preset(
-    bases=_papers(
-      [("mobilenet_v2", 1.0), ("googlenet", 1.0), ("vgg19", 1.0)], max_epochs=20
-    ),
-    optimizers=("alrao", "sgd", "adam"),
-    rates=(1e-1, 1e-2),
-    num_rate_seeds=3,
-  ),
-  # The papers' whole table.
-  "paper": Preset(
-    bases=_papers(
-      (network, width)
-      for network in ("mobilenet_v2", "googlenet", "vgg19")
-      for width in (1.0, 3.0)
-    ),
-    optimizers=tuple(OPTIMIZERS),
-  ),
-}
+  without_data: dict[str, Any] | None = None
 
 
 def select(
@@ -161,12 +100,12 @@ def sweep(
     DataError: The data is missing or damaged.
   """
   bases = preset.bases
-  if preset.without_cifar10 is not None:
+  if preset.without_data is not None:
     try:
-      workshop.dataset("cifar10")
+      workshop.find_data(bases[0])
     except DataError as error:
-      display.say(f"{error}\nGoing on without CIFAR-10.")
-      bases = [dataclasses.replace(base, **preset.without_cifar10) for base in bases]
+      display.say(f"{error}\nGoing on without it: {preset.without_data}.")
+      bases = [dataclasses.replace(base, **preset.without_data) for base in bases]
   summaries: list[records.Record] = []
 
   def run(experiment: Experiment) -> records.Record:
@@ -230,10 +169,12 @@ def describe(summary: records.Record) -> str:
   if summary["test_loss"] is None:
     outcome = "no epoch with a finite validation loss"
   else:
-    outcome = (
-      f"test loss {summary['test_loss']:.4f}, "
-      f"accuracy {summary['test_accuracy']:.2%}, at epoch {summary['best_epoch']}"
+    measured = ", ".join(
+      f"{name.replace('_', ' ')} {value:.4f}"
+      for name, value in summary.items()
+      if name.startswith("test_")
     )
+    outcome = f"{measured}, at epoch {summary['best_epoch']}"
   ending = {
     "early": f"stopped early after {summary['epochs']}",
     "maximum": f"hit the maximum of {summary['epochs']}",

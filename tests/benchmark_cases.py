@@ -43,6 +43,7 @@ class ScriptedProgram:
     self, validation_losses, *, survives_divergence=False, train_losses=None
   ):
     self.steps_per_epoch, self.examples_per_epoch = 4, 32
+    self.examples = "examples"
     self.survives_divergence = survives_divergence
     self.num_parameters = 1
     self.data = ()
@@ -81,7 +82,7 @@ class ScriptedProgram:
 
 def without_times(records: list[dict]) -> list[dict]:
   """Records, less what differs between two equal runs."""
-  times = ("seconds", "images_per_second", "peak_memory")
+  times = ("seconds", "examples_per_second", "peak_memory")
   return [{k: v for k, v in record.items() if k not in times} for record in records]
 
 

@@ -1,0 +1,105 @@
+"""The kinds of task, as far as their tables differ."""
+
+from typing import NamedTuple
+
+from benchmarks import papers
+from benchmarks.records import Record
+
+
+class Measure(NamedTuple):
+  """A column of results.
+
+  Attributes:
+    name: Its name in the records, behind ``test_`` and ``validation_``.
+    label: Its name in tables.
+    scale: What its values are multiplied by.
+    digits: Number of decimals.
+    higher_is_better: Whether it is a gain rather than a loss.
+  """
+
+  name: str
+  label: str
+  scale: float = 1.0
+  digits: int = 3
+  higher_is_better: bool = False
+
+
+class Task(NamedTuple):
+  """A kind of task.
+
+  Attributes:
+    title: Its name.
+    measures: The columns of its tables.
+    score: The one by which methods are compared, of `measures`.
+    curve: The one whose course is drawn, of `measures`.
+    curve_limit: The value beyond which a curve is cut off; None: nowhere.
+    table_options: Options that tell one table from another.
+    size_options: Options that tell one size of experiment from another.
+    size: What a size's title says of it, a format of its options.
+    not_real: What is said in bold of results that are not on the papers' data.
+  """
+
+  title: str
+  measures: tuple[Measure, ...]
+  score: Measure
+  curve: Measure
+  curve_limit: float | None
+  table_options: tuple[str, ...]
+  size_options: tuple[str, ...]
+  size: str
+  not_real: str
+
+  def table_title(self, config: Record) -> str:
+    """Returns a table's title.
+
+    Args:
+      config: The options of one of its runs.
+    """
+    network, *rest = self.table_options
+    words = [str(config[network])]
+    for name in rest:
+      value = config[name]
+      if name == "norm":
+        words += ["no normalisation"] if value == "none" else []
+      else:
+        words.append(f"{name} {value:g}" if isinstance(value, float) else f"{value}")
+    return ", ".join(words)
+
+  def papers(self, config: Record) -> papers.Figures | None:
+    """Returns the papers' figures for what a run does, if they have any.
+
+    Args:
+      config: The run's options.
+    """
+    if config.get("width", 1.0) != 1.0:
+      return None
+    table = config[self.table_options[0]]
+    return papers.TABLE_1.get((config["dataset"], table, config["optimizer"]))
+
+
+_LOSS = Measure("loss", "loss")
+_ACCURACY = Measure("accuracy", "accuracy, %", 100.0, 2, True)
+
+TASKS = {
+  "images": Task(
+    title="Images",
+    measures=(_LOSS, _ACCURACY),
+    score=_ACCURACY,
+    curve=_LOSS,
+    curve_limit=2.6,  # chance is log 10 = 2.3
+    table_options=("network", "width", "norm"),
+    size_options=(
+      "dataset",
+      "num_train",
+      "num_validation",
+      "num_test",
+      "max_epochs",
+      "patience",
+      "batch_size",
+      "augment",
+      "dtype",
+    ),
+    size="{dataset}, {num_train:,} training images, at most {max_epochs} epochs",
+    not_real="Not CIFAR-10",
+  ),
+}
