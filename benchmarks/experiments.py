@@ -28,7 +28,9 @@ class Experiment:
 
   dataset: Literal["cifar10", "digits"] = "cifar10"
   """Images to classify; digits needs no files."""
-  network: Literal["googlenet", "vgg19", "mobilenet_v2", "small_cnn"] = "googlenet"
+  network: Literal["googlenet", "vgg19", "mobilenet_v2", "small_cnn", "mlp"] = (
+    "googlenet"
+  )
   """Network to train."""
   width: float = 1.0
   """Factor on all numbers of channels; the papers use 1 and 3."""

@@ -23,7 +23,8 @@ not finite) are tested at their best epoch before, if there is one; one without 
 as a score of chance and is left out of the means of other measures. *Alrao ahead by* is
 Alrao's mean score minus the row's: negative where Alrao falls behind. *Speed* is
 training examples per second relative to SGD's, medians of epochs, on the machine that
-ran them and whatever else it did.
+ran them and whatever else it did. The papers' columns are of the network at width 1,
+trained in full, whatever the size of ours.
 """
 
 
@@ -62,7 +63,7 @@ def write(folders: Iterable[Path], out: Path) -> Path:
 def _conditions(runs: list[RunRecords]) -> list[str]:
   task, config = runs[0].task, runs[0].config
   seen = {
-    name: sorted({str(run.summary["environment"][name]) for run in runs})
+    name: sorted({str(run.summary["environment"][name])[:12] for run in runs})
     for name in ("device", "cores", "jax", "flax", "optax", "alrao_jax", "commit")
   }
   seen["date"] = sorted({run.summary["date"] for run in runs})

@@ -66,13 +66,11 @@ class Task(NamedTuple):
     return ", ".join(words)
 
   def papers(self, config: Record) -> papers.Figures | None:
-    """Returns the papers' figures for what a run does, if they have any.
+    """Returns the papers' figures for a run's network at width 1, if they have any.
 
     Args:
       config: The run's options.
     """
-    if config.get("width", 1.0) != 1.0:
-      return None
     table = config[self.table_options[0]]
     return papers.TABLE_1.get((config["dataset"], table, config["optimizer"]))
 

@@ -15,12 +15,14 @@ from jax.typing import DTypeLike
 from benchmarks.models.googlenet import GoogLeNet
 from benchmarks.models.init import fast_init as fast_init
 from benchmarks.models.layers import Classifier, Norm
+from benchmarks.models.mlp import MLP
 from benchmarks.models.mobilenet_v2 import MobileNetV2
 from benchmarks.models.small_cnn import SmallCNN
 from benchmarks.models.vgg import VGG19
 
 BODIES = {
   "googlenet": GoogLeNet,
+  "mlp": MLP,
   "mobilenet_v2": MobileNetV2,
   "small_cnn": SmallCNN,
   "vgg19": VGG19,
@@ -43,7 +45,7 @@ def build_model(
 
   Args:
     name: ``"googlenet"``, ``"vgg19"``, ``"mobilenet_v2"`` (the papers' three, in their
-      forms for 32x32 images) or ``"small_cnn"``.
+      forms for 32x32 images), ``"small_cnn"`` or ``"mlp"``.
     num_classes: Number of classes.
     num_heads: Number of copies of the output layer, for Alrao; None for an ordinary
       output layer. Either is called ``output``, and the rest of the network ``body``.

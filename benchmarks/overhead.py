@@ -1,0 +1,140 @@
+"""What Alrao costs: steps of Alrao beside steps of plain SGD, in one process.
+
+    python -m benchmarks.overhead run --cases mlp small_cnn
+    python -m benchmarks.overhead report
+
+Every contender trains the same network on the same batch. Contenders take turns, round
+by round, in an order drawn anew, so that whatever else the machine does meets them all;
+what is reported is the median over the rounds of a contender's time over SGD's. Beside
+it stands the floor, the larger of the ratios of arithmetic operations and of bytes in
+memory that XLA counts in the compiled programs.
+"""
+
+import dataclasses
+import datetime
+import json
+from pathlib import Path
+
+import rich.console
+import rich.markdown
+
+from benchmarks import commands, records
+from benchmarks.competitors import CASES, measure
+from benchmarks.experiments import OptionError
+from benchmarks.records import RecordError
+
+START, END = "<!-- measured: start -->", "<!-- measured: end -->"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """Measure, and write what was measured."""
+
+  cases: tuple[str, ...] = ("mlp", "small_cnn")
+  """Which networks; see CASES in benchmarks/overhead.py."""
+  rounds: int = 50
+  """Number of turns that each contender has."""
+  out: Path = Path("benchmarks/overhead")
+  """Folder for one JSON file a network."""
+
+  def __call__(self) -> None:
+    """Measures and prints."""
+    unknown = set(self.cases) - set(CASES)
+    if unknown or self.rounds < 1:
+      problem = f"--cases knows {', '.join(CASES)}, not {sorted(unknown)}."
+      raise OptionError(problem if unknown else "--rounds must be at least 1.")
+    console = rich.console.Console()
+    for name in self.cases:
+      rows = measure(CASES[name], self.rounds, console)
+      found = {
+        "case": name,
+        "network": CASES[name].network,
+        "width": CASES[name].width,
+        "batch_size": CASES[name].batch_size,
+        "rounds": self.rounds,
+        "steps": CASES[name].steps,
+        "date": datetime.date.today().isoformat(),
+        "environment": records.environment(),
+        "rows": rows,
+      }
+      records.write_text(self.out / f"{name}.json", json.dumps(found, indent=1) + "\n")
+      console.print(rich.markdown.Markdown(table(found)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+  """Write the measured tables into OVERHEAD.md, in place of those there."""
+
+  results: Path = Path("benchmarks/overhead")
+  """Folder of the JSON files."""
+  out: Path = Path("benchmarks/OVERHEAD.md")
+  """The page; what stands outside of its two marks is kept."""
+
+  def __call__(self) -> None:
+    """Writes the page."""
+    paths = sorted(self.results.glob("*.json"))
+    if not paths:
+      raise RecordError(f"no JSON files in {self.results}; `run` makes them.")
+    tables = "\n\n".join(table(json.loads(path.read_text())) for path in paths)
+    text = self.out.read_text() if self.out.exists() else f"{START}\n{END}\n"
+    before, _, rest = text.partition(START)
+    after = rest.partition(END)[2]
+    records.write_text(self.out, f"{before}{START}\n\n{tables}\n\n{END}{after}")
+    print(self.out)
+
+
+def table(found: records.Record) -> str:
+  """Returns a network's measurements as a Markdown table with its conditions.
+
+  Args:
+    found: What `Run` writes.
+  """
+  header = [
+    "contender",
+    "time / SGD's",
+    "quartiles",
+    "floor",
+    "time / floor",
+    "ms a step",
+    "rates / parameters",
+    "peak memory / SGD's and heads'",
+    "compile, s",
+    "compile / SGD's",
+  ]
+  lines = [
+    f"### {found['network']}, width {found['width']:g}, batch {found['batch_size']}",
+    "",
+    "| " + " | ".join(header) + " |",
+    "|" + " --- |" * len(header),
+  ]
+  for row in found["rows"]:
+    low, high = row["ratio_quartiles"]
+    rates = row["rates_bytes"] / row["parameter_bytes"]
+    cells = [
+      row["label"],
+      f"{row['ratio']:.3f}",
+      f"{low:.3f} to {high:.3f}",
+      f"{row['floor']:.3f}",
+      f"{row['ratio'] / row['floor']:.3f}",
+      f"{row['milliseconds']:.2f}",
+      f"{rates:.4f}" if rates else "",
+      f"{row['peak_ratio']:.3f}",
+      f"{row['compile_seconds']:.1f}",
+      f"{row['compile_ratio']:.2f}",
+    ]
+    lines.append("| " + " | ".join(cells) + " |")
+  environment = found["environment"]
+  names = ("device", "cores", "jax", "flax", "optax", "alrao_jax", "commit")
+  versions = ", ".join(f"{name} {str(environment[name])[:12]}" for name in names)
+  return "\n".join(
+    [
+      *lines,
+      "",
+      f"{found['rounds']} rounds of {found['steps']} steps; {versions}; "
+      f"{found['date']}.",
+    ]
+  )
+
+
+if __name__ == "__main__":
+  commands.main(Run | Report, __doc__)
