@@ -25,7 +25,7 @@ def draw(table: Table, path: Path) -> None:
   alrao = table.alrao
   columns = 1 if alrao is None else 2
   figure, axes = plt.subplots(
-    1, columns, figsize=(6 * columns, 4), layout="constrained", squeeze=False
+    1, columns, figsize=(6.5 * columns, 4), layout="constrained", squeeze=False
   )
   _curves(axes[0, 0], table)
   if alrao is not None:
@@ -42,6 +42,7 @@ def _curves(axes, table: Table) -> None:
   """A measure by epoch, mean over the seeds; SGD's other rates in grey."""
   measure = table.task.curve
   best = table.best_sgd
+  colors = iter(plt.get_cmap("tab20").colors)
   for row in table.rows:
     curve = _mean_curve(row, measure)
     if row.optimizer == "sgd" and row is not best:
@@ -49,7 +50,7 @@ def _curves(axes, table: Table) -> None:
       axes.plot(*curve, color="0.8", linewidth=1, label=label, zorder=1)
     else:
       width = 2.5 if row.optimizer == "alrao" else 1.3
-      color = "black" if row is best else None
+      color = "black" if row is best else next(colors)
       axes.plot(*curve, linewidth=width, color=color, label=row.label, zorder=2)
   values = np.concatenate([_mean_curve(row, measure)[1] for row in table.rows])
   if table.task.curve_limit is not None and np.isfinite(values).any():
@@ -59,7 +60,7 @@ def _curves(axes, table: Table) -> None:
   axes.xaxis.get_major_locator().set_params(integer=True)
   label = f"validation {measure.label}"
   axes.set(xlabel="epoch", ylabel=label, title="Learning curves")
-  axes.legend(fontsize=7)
+  axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
 def _mean_curve(row: Row, measure: Measure) -> tuple[np.ndarray, np.ndarray]:
@@ -92,4 +93,4 @@ def _posterior(axes, row: Row) -> None:
     title=f"Alrao's heads, slowest to fastest (seed {run.config['seed']})",
     ylim=(-0.02, 1.02),
   )
-  axes.legend(fontsize=6, ncols=2)
+  axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
