@@ -23,8 +23,6 @@ from benchmarks.progress import Display
 
 PyTree = Any
 
-POSTERIORS_PER_EPOCH = 10
-
 
 class Program(Protocol):
   """A network and an optimizer, compiled once for all rates and seeds.
@@ -50,7 +48,7 @@ class Program(Protocol):
   survives_divergence: bool
   num_parameters: int
 
-  def init(self, seed: int, rate: float | None) -> PyTree:
+  def init(self, seed: int, rate: Any) -> PyTree:
     """Returns the state that training starts from, arrays of distinct buffers."""
     ...
 
@@ -79,18 +77,21 @@ class Plan:
     config: All its options, as they go into the summary.
     out: Folder of the results: ``<name>.jsonl`` and ``checkpoints/<name>/``.
     seed: Determines the initial weights, the batches and Alrao's rates.
-    rate: Learning rate, where the optimizer takes one.
+    rate: Learning rate, where the optimizer takes one, or what else it takes.
     max_epochs: Maximum number of epochs.
     patience: Number of epochs without a better validation loss that ends a run.
+    posteriors_per_epoch: How many intervals between recorded head posteriors an epoch
+      has: several, since it often settles within the first.
   """
 
   name: str
   config: dict[str, Any]
   out: Path
   seed: int
-  rate: float | None
+  rate: Any
   max_epochs: int
   patience: int
+  posteriors_per_epoch: int = 10
 
   @property
   def path(self) -> Path:
@@ -200,9 +201,8 @@ def _train_epoch(
   losses = outputs["loss"].astype(np.float64)
   snapshot = program.snapshot(state, plan.seed, epoch)
   validation = program.evaluate(snapshot, "validation")
-  # Several posteriors an epoch: it often settles within the first.
   last = len(losses) - 1
-  steps = np.unique(np.linspace(0, last, POSTERIORS_PER_EPOCH + 1).astype(int))
+  steps = np.unique(np.linspace(0, last, plan.posteriors_per_epoch + 1).astype(int))
   heads = outputs["head_weights"].astype(np.float64)
   record = {
     "kind": "epoch",

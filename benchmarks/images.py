@@ -94,6 +94,7 @@ class ImageProgram:
     flip: bool,
     augmented: bool = True,
     dtype: DTypeLike = jnp.float32,
+    any_rate: Any = 1.0,
   ):
     """Makes the program; nothing is compiled yet.
 
@@ -107,6 +108,7 @@ class ImageProgram:
       flip: Whether augmentation mirrors images.
       augmented: Whether training images are shifted, and mirrored.
       dtype: Of the normalised images.
+      any_rate: A rate that `optimizer` could be given.
     """
     self.steps_per_epoch = len(data.parts["train"]) // batch_size
     self.examples_per_epoch = self.steps_per_epoch * batch_size
@@ -129,13 +131,13 @@ class ImageProgram:
     self._has_batch_norm = "batch_stats" in shapes
     # Updates read key and rate from their state, so any will do here.
     self._update = optax.with_extra_args_support(
-      self._make_optimizer(jax.random.key(0), 1.0)
+      self._make_optimizer(jax.random.key(0), any_rate)
     ).update
     self.step = Loop(self._train_step)
     self._refresh = Loop(self._refresh_step)
     self._evaluate = Loop(self._evaluate_step)
 
-  def init(self, seed: int, rate: float | None) -> State:
+  def init(self, seed: int, rate: Any) -> State:
     """Returns the state that training starts from.
 
     Args:
@@ -277,7 +279,7 @@ class ImageProgram:
       images = augment(key, images, flip=self._flip)
     return self._normalize(images)
 
-  def _make_optimizer(self, key: jax.Array, rate: float | None):
+  def _make_optimizer(self, key: jax.Array, rate: Any):
     return self._optimizer.make(
       Setting(key, rate, self._num_steps, self._has_batch_norm)
     )

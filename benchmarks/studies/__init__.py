@@ -1,0 +1,1 @@
+"""The papers' figures and control experiments, one a module."""
