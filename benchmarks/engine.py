@@ -10,6 +10,7 @@ import dataclasses
 import datetime
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +19,6 @@ import numpy as np
 
 from benchmarks import records
 from benchmarks.checkpoints import Checkpoints, delete
-from benchmarks.loops import Loop
 from benchmarks.progress import Display
 
 PyTree = Any
@@ -28,7 +28,8 @@ class Program(Protocol):
   """A network and an optimizer, compiled once for all rates and seeds.
 
   Attributes:
-    step: The training loop: ``(state, data, batches)`` to the next state, and the
+    step: The training loop, such as a `benchmarks.loops.Loop`: ``(state, data,
+      batches, on_progress)`` to the next state, and the
       ``loss`` (steps,) and ``head_weights`` (steps, num_heads) of each step, the latter
       with num_heads 0 where there are no heads.
     data: What `step` reads, on the device.
@@ -40,7 +41,7 @@ class Program(Protocol):
     num_parameters: Of the network.
   """
 
-  step: Loop
+  step: Callable[..., tuple[PyTree, PyTree]]
   data: PyTree
   examples_per_epoch: int
   steps_per_epoch: int

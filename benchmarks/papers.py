@@ -43,6 +43,12 @@ TABLE_1 = {
   ("cifar10", "vgg19", "sgd"): _images(0.42, 0.02, 89.5, 0.2),
   ("cifar10", "vgg19", "adam"): _images(0.43, 0.02, 88.9, 0.4),
   ("cifar10", "vgg19", "alrao"): _images(0.45, 0.03, 87.5, 0.4),
+  ("gymnasium", "pendulum", "sgd"): {"return": Figure(-372)},
+  ("gymnasium", "pendulum", "adam"): {"return": Figure(-414)},
+  ("gymnasium", "pendulum", "alrao"): {"return": Figure(-371)},
+  ("gymnasium", "lunar_lander", "sgd"): {"return": Figure(188)},
+  ("gymnasium", "lunar_lander", "adam"): {"return": Figure(155)},
+  ("gymnasium", "lunar_lander", "alrao"): {"return": Figure(186)},
 }
 
 # Numbers of parameters at width 1, with an ordinary output layer and with 10 heads.

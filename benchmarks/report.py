@@ -23,8 +23,8 @@ not finite) are tested at their best epoch before, if there is one; one without 
 as a score of chance and is left out of the means of other measures. *Alrao ahead by* is
 Alrao's mean score minus the row's: negative where Alrao falls behind. *Speed* is
 training examples per second relative to SGD's, medians of epochs, on the machine that
-ran them and whatever else it did. The papers' columns are of the network at width 1,
-trained in full, whatever the size of ours.
+ran them and whatever else it did. The papers' columns are of the papers' own network
+and training, whatever the size of ours.
 """
 
 

@@ -77,6 +77,7 @@ class Task(NamedTuple):
 
 _LOSS = Measure("loss", "loss")
 _ACCURACY = Measure("accuracy", "accuracy, %", 100.0, 2, True)
+_RETURN = Measure("return", "return", 1.0, 1, True)
 
 TASKS = {
   "images": Task(
@@ -99,5 +100,26 @@ TASKS = {
     ),
     size="{dataset}, {num_train:,} training images, at most {max_epochs} epochs",
     not_real="Not CIFAR-10",
+  ),
+  "rl": Task(
+    title="Reinforcement learning",
+    measures=(_RETURN,),
+    score=_RETURN,
+    curve=_RETURN,
+    curve_limit=None,
+    table_options=("environment",),
+    size_options=(
+      "num_steps",
+      "max_epochs",
+      "noise_scale",
+      "num_validation",
+      "num_test",
+      "num_envs",
+      "batch_size",
+      "steps_per_update",
+      "width",
+    ),
+    size="{num_steps:,} steps in {environment}",
+    not_real="",
   ),
 }

@@ -98,3 +98,97 @@ def test_quickstart_describes_every_option(quickstart, capsys):
   printed = capsys.readouterr().out
   for option in ("--epochs", "--seeds", "--batch-size", "--out"):
     assert option in printed
+
+
+# --- The regression example
+
+
+@pytest.fixture
+def regression(monkeypatch):
+  monkeypatch.syspath_prepend(str(EXAMPLES))
+  import regression
+
+  return regression
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("learn_noise", [True, False])
+def test_regression_writes_table_and_picture(regression, learn_noise, tmp_path, capsys):
+  config = regression.Config(1, 2, learn_noise, tmp_path / "out")
+  # optax.adam raises a float to an integer power, which strict promotion forbids.
+  with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+    rows = regression.main(config)
+
+  assert len(rows) == 2 * 9
+  printed = capsys.readouterr().out
+  assert "Alrao" in printed and printed.count("SGD, best rate") == 2
+  assert [path.name for path in config.out.iterdir()] == ["regression.png"]
+  assert (config.out / "regression.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_regression_predicts_the_mixture_of_believed_heads(regression):
+  means = np.array([[0.5, -1.0], [1.5, 0.0], [1e20, np.nan]], np.float32)
+  log_scales = np.log(np.array([[0.5, 1.0], [1.0, 0.5], [1.0, 1.0]], np.float32))
+  outputs = (jax.numpy.array(means), jax.numpy.array(log_scales))
+  heads = regression.alrao.HeadOutputs(outputs, outputs)
+  # The third head has diverged, and holds less than half an even share.
+  log_weights = jax.numpy.log(jax.numpy.array([0.3, 0.6, 0.1]))
+  mean, deviation, density = regression.predict(heads, log_weights, 1.0)
+
+  a, mu, sigma = np.array([[1 / 3], [2 / 3]]), means[:2], np.exp(log_scales[:2])
+  expected = (a * mu).sum(0)
+  spread = np.sqrt((a * (sigma**2 + (mu - expected) ** 2)).sum(0))
+  # Differences of squares of order 1 in float32, a few rounding errors of 1e-7.
+  np.testing.assert_allclose(mean, expected, atol=1e-6)
+  np.testing.assert_allclose(deviation, spread, rtol=1e-5)
+  y = regression.TARGETS[None, :, None]
+  normal = np.exp(-0.5 * ((y - mu[:, None]) / sigma[:, None]) ** 2)
+  normal /= np.sqrt(2 * np.pi) * sigma[:, None]
+  np.testing.assert_allclose(density, (a[..., None] * normal).sum(0).T, rtol=1e-4)
+
+
+def test_regression_chooses_epoch_and_rate_by_validation_loss(regression):
+  import regression_report
+
+  problem = regression.make_sine()
+  targets = problem.targets["test"]
+  sgd = regression.METHODS[-1]
+
+  def row(rate, validation_losses, test_losses):
+    prediction = regression.Prediction(0.5 * targets[None], None, None)
+    run = regression.Run(
+      np.array([validation_losses]), np.array([test_losses]), None, prediction
+    )
+    return regression_report.make_row(problem, sgd, rate, run)
+
+  rows = [
+    row(0.1, [2.0, 1.0, 3.0], [0.0, 7.0, 0.0]),
+    row(1.0, [np.nan, 1.5, -np.inf], [0.0, 8.0, 0.0]),
+    row(10.0, [np.nan, np.nan, np.nan], [0.0, 0.0, 0.0]),
+  ]
+  assert [r.validation_loss[0] for r in rows] == [1.0, 1.5, np.inf]
+  assert [r.test_loss[0] for r in rows[:2]] == [7.0, 8.0]
+  # Halves of the targets: a quarter of the squares is left, less that of the mean.
+  left = 0.25 * np.mean(targets**2) / targets.var()
+  np.testing.assert_allclose(rows[0].explained, 1 - left, rtol=1e-5)
+  assert regression_report.best_rows(rows[::-1], "sine")[0].rate == 0.1
+
+
+def test_regression_scales_by_the_training_part(regression):
+  for problem, sizes in (
+    (regression.make_sine(), (200, 100, 100)),
+    (regression.load_patients(), (242, 100, 100)),
+  ):
+    assert tuple(map(len, problem.targets.values())) == sizes
+    for values in (problem.inputs["train"], problem.targets["train"]):
+      # Rounding of a mean of a few hundred float32 numbers of order 1.
+      np.testing.assert_allclose(values.mean(axis=0), 0, atol=1e-5)
+      np.testing.assert_allclose(values.std(axis=0), 1, atol=1e-5)
+    assert abs(problem.targets["test"].mean()) > 1e-4
+
+
+@pytest.mark.parametrize("option", [{"epochs": 0}, {"seeds": 0}])
+def test_regression_refuses_a_bad_option_in_words(regression, option, tmp_path):
+  with pytest.raises(SystemExit, match="--epochs and --seeds must be at least 1"):
+    regression.main(regression.Config(**option, out=tmp_path / "out"))
+  assert not (tmp_path / "out").exists()

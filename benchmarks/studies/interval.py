@@ -173,8 +173,7 @@ def _draw(decades, losses, path: Path) -> None:
     grid = np.full((len(decades), len(decades)), np.nan)
     for i, j in itertools.combinations_with_replacement(range(len(decades)), 2):
       grid[j, i] = losses[10.0 ** decades[i], 10.0 ** decades[j]][part]
-    colours = plt.get_cmap("viridis_r").copy()
-    colours.set_bad("0.75")
+    colours = plt.get_cmap("viridis_r").with_extremes(bad="0.75")
     masked = np.ma.masked_invalid(np.where(grid > 5, np.nan, grid))
     image = axis.imshow(masked, origin="lower", cmap=colours)
     for i in range(len(decades)):

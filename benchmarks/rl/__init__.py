@@ -1,0 +1,1 @@
+"""Deep Q-learning on gymnasium's environments, as a program for the engine."""
