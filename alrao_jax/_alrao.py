@@ -9,6 +9,7 @@ import optax
 
 from . import _checks, _units
 from ._averaging import Averaging, switch
+from ._guard import Guard, guard_units
 from ._heads import track_heads
 from ._transform import scale_by_unit_rates
 
@@ -32,6 +33,7 @@ def alrao(
   granularity: Literal["per_unit", "per_weight"] = "per_unit",
   redraw: bool = False,
   single_head_learning_rate: float | None = None,
+  guard: Guard | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   r"""All learning rates at once: an optimizer with no learning rate to choose.
 
@@ -47,6 +49,7 @@ def alrao(
       optax.add_decayed_weights(weight_decay, weight_decay_mask),
       alrao.scale_by_unit_rates(key, min_learning_rate, max_learning_rate),
       optax.scale_by_schedule(schedule),
+      alrao.guard_units(guard),
       alrao.track_heads(averaging))
 
   Which interval goes with which base: ``[1e-5, 10]`` (the default) for plain SGD, and
@@ -83,6 +86,8 @@ def alrao(
     granularity: See :func:`scale_by_unit_rates`.
     redraw: See :func:`scale_by_unit_rates`.
     single_head_learning_rate: See :func:`scale_by_unit_rates`.
+    guard: ``alrao.guard()`` stops and slows units that are about to explode, in
+      networks without normalisation and for wide intervals; see :func:`guard_units`.
 
   Returns:
     The optimizer; its updates descend. ``update(grads, opt_state, params,
@@ -90,7 +95,8 @@ def alrao(
     library return in their :class:`MixtureInfo`.
 
   Raises:
-    TypeError: If ``key`` is no random key or ``base`` no gradient transformation.
+    TypeError: If ``key`` is no random key, ``base`` no gradient transformation, or
+      ``guard`` no :class:`Guard`.
     ValueError: If not ``0 < min_learning_rate <= max_learning_rate < inf``; if
       ``base`` has a learning rate already; at ``init``, if the model has no MultiHead.
 
@@ -138,6 +144,17 @@ def alrao(
     else:
       _checks.check_non_negative("alrao()", "schedule", schedule)
       parts.append(optax.scale_by_schedule(lambda _: schedule))  # keeps the dtype
+  if guard is not None:
+    parts.append(
+      guard_units(
+        guard,
+        overrides=overrides,
+        heads=heads,
+        strict=strict,
+        unit_axis=unit_axis,
+        granularity=granularity,
+      )
+    )
   if heads is not None:
     parts.append(track_heads(averaging, heads=heads, names=names))
   return optax.chain(*parts)

@@ -163,8 +163,11 @@ def scale_by_unit_rates(
     if redraw:
       old = jax.random.wrap_key_data(state.key, impl="threefry2x32")
       new, now = jax.random.split(old)
+      # The ladder of the heads stays: it is not drawn, and may be a collapsed one.
+      ladder = state.quantiles[: layout.num_heads]
+      drawn = draw(now, layout, dtype, interval)[layout.num_heads :]
       state = state._replace(
-        key=jax.random.key_data(new), quantiles=draw(now, layout, dtype, interval)
+        key=jax.random.key_data(new), quantiles=jnp.concatenate([ladder, drawn])
       )
     vector = rate_vector(state, layout)
     vector = -vector if flip_sign else vector

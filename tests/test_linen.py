@@ -507,10 +507,10 @@ def test_bad_arguments_are_named(head, num_heads, error, message):
     MultiHead(head, num_heads).init(KEY, X)
 
 
-def test_parameters_of_another_number_of_heads_are_refused():
+def test_parameters_of_more_heads_are_refused():
   variables = init(MultiHead(nn.Dense(3), 4))
-  with pytest.raises(ValueError, match=r"leading axes \[\(4,\)\], got 5"):
-    apply(MultiHead(nn.Dense(3), 5), variables, X)
+  with pytest.raises(ValueError, match=r"leading axes \[\(4,\)\], got 3"):
+    apply(MultiHead(nn.Dense(3), 3), variables, X)
 
 
 # Prediction

@@ -44,14 +44,15 @@ class MultiHead(nn.Module):
 
   Attributes:
     head: the output layer, any module, unbound or made inline.
-    num_heads: number of copies, at least 1.
+    num_heads: number of copies that initialization makes, at least 1. Parameters with
+      fewer, as ``alrao_jax.collapse`` leaves them, are taken as they are.
     head_axis: name of the mesh axis that the heads are sharded over; goes first into
       the names of what ``nn.with_partitioning`` made. None: not sharded.
 
   Raises:
     TypeError: ``head`` is no module, is an ``nn.Embed``, or shares parameters with the
       rest of the model (a tied output layer); ``num_heads`` is no integer.
-    ValueError: ``num_heads`` is below 1 or not that of the parameters given, or the
+    ValueError: ``num_heads`` is below 1 or below that of the parameters given, or the
       head has no parameters.
 
   Example:
@@ -102,13 +103,14 @@ class MultiHead(nn.Module):
     head = self.head.copy(parent=None)
     scope: Any = self.scope
     mutable = scope.mutable or []  # False would change what apply returns
-    rngs = {name: self._split(self.make_rng(name)) for name in scope.rngs}
+    keys = {name: self.make_rng(name) for name in scope.rngs}
 
     if not self.has_variable("params", HEADS) and self.is_mutable_collection("params"):
 
       def init(rngs):
         return head.init_with_output(rngs, features, *args, mutable=mutable, **kwargs)
 
+      rngs = _split(keys, self.num_heads)
       outputs, variables = jax.vmap(init, axis_size=self.num_heads)(rngs)
       if not variables.get("params"):
         raise ValueError(
@@ -125,11 +127,14 @@ class MultiHead(nn.Module):
     # Flax tells if they are missing; each head will tell if it needs other shapes.
     params = self.param(HEADS, lambda _: self.get_variable("params", HEADS))
     found = {jnp.shape(x)[:1] for x in jax.tree.leaves(params)}
-    if found != {(self.num_heads,)}:
+    allowed = {(n,) for n in range(1, self.num_heads + 1)}  # fewer: collapsed
+    if len(found) != 1 or not found <= allowed:
       raise ValueError(
-        "MultiHead(num_heads=...) must be the number of heads in its parameters, which "
-        f"have leading axes {sorted(found)}, got {self.num_heads}."
+        "MultiHead(num_heads=...) must be the number of heads in its parameters, or "
+        f"more, but they have leading axes {sorted(found)}, got {self.num_heads}."
       )
+    ((num_heads,),) = found
+    rngs = _split(keys, num_heads)
     state = {
       name: nn.meta.unbox(collection[HEADS])
       for name, collection in self.variables.items()
@@ -152,13 +157,15 @@ class MultiHead(nn.Module):
         self.variable(name, HEADS, lambda value=value: value).value = value
     return outputs
 
-  def _split(self, key: jax.Array) -> jax.Array:
-    """One key a head, each independent of ``num_heads``."""
-    heads = jnp.arange(self.num_heads, dtype=jnp.uint32)
-    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, heads)
-
   def _add_axis(self, variables: PyTree) -> PyTree:
     return nn.meta.add_axis(variables, 0, {nn.PARTITION_NAME: self.head_axis})
+
+
+def _split(keys: dict[str, jax.Array], num_heads: int) -> dict[str, jax.Array]:
+  """One key a head from each, independent of ``num_heads``."""
+  heads = jnp.arange(num_heads, dtype=jnp.uint32)
+  fold_in = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
+  return {name: fold_in(key, heads) for name, key in keys.items()}
 
 
 def _check_head(head: Any) -> None:

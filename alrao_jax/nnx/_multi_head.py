@@ -1,6 +1,6 @@
-"""Alrao for flax.nnx: the MultiHead layer and prediction."""
+"""MultiHead for flax.nnx: a layer that holds the copies of the output layer."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,11 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.errors import TraceContextError
 
-from ._checks import check_count
-from ._overrides import Known, einsum_kernel, overrides_from
-from ._predict import Output, predict_from
-from ._routing import HeadOutputs, multi_head
-from ._units import Override
+from .._checks import check_count
+from .._routing import HeadOutputs, multi_head
 
 PyTree = Any
 
@@ -102,7 +99,9 @@ class MultiHead(nnx.Module):
       What the wrapped layer returns, with a leading axis ``num_heads``.
     """
     graphdef, params, state = nnx.split(self.alrao_heads, nnx.Param, ...)
-    keys = {} if rngs is None else _split(rngs, self.num_heads)
+    # Not self.num_heads: params may come from a collapsed model's state.
+    num_heads = jax.tree.leaves(params)[0].shape[0]
+    keys = {} if rngs is None else _split(rngs, num_heads)
 
     def apply(params, features, aux):
       state, keys = aux
@@ -125,54 +124,6 @@ class MultiHead(nnx.Module):
       # not be written to, and need not be in evaluation.
       nnx.update(self.alrao_heads, state)
     return outputs
-
-
-def predict(
-  model: nnx.Module,
-  log_weights: PyTree,
-  *args: Any,
-  output: Output | Mapping[str, Output] = "log_probs",
-  **kwargs: Any,
-) -> PyTree:
-  """Calls a model and returns the mixture's prediction: one call for serving.
-
-  ``predict(model, log_weights, images)`` is what ``model(images)`` returns, with the
-  mixture's prediction in place of every `HeadOutputs`. The model runs as after
-  ``model.eval()`` and is not changed. All this needs beside the model are ``num_heads``
-  numbers, no optimizer. To compile it: ``nnx.jit(predict)``, or ``jax.jit`` of a
-  function that has the model from outside.
-
-  Args:
-    model: a module that returns `HeadOutputs`, or a container with one or several.
-    log_weights: shape ``(num_heads,)``, from ``alrao_jax.log_weights(opt_state)``.
-      For a model that returns several `HeadOutputs`, say in a dict, a mapping from the
-      "/"-joined path of each in the result to its weights.
-    *args: the model's inputs.
-    output: ``"log_probs"`` (`mixture_log_probs`), ``"mean"`` (`mixture_mean`), a
-      function ``(heads, log_weights) -> prediction``, or a mapping by path to these.
-    **kwargs: passed on to the model.
-
-  Returns:
-    What the model returns, with predictions: log-probabilities ``(..., num_classes)``
-    by default.
-
-  Raises:
-    ValueError: the model returns no `HeadOutputs`, or others than ``log_weights`` has.
-
-  Example:
-    >>> import jax.numpy as jnp, alrao_jax.nnx
-    >>> from flax import nnx
-    >>> model = alrao_jax.nnx.MultiHead(
-    ...     lambda rngs: nnx.Linear(4, 3, rngs=rngs), num_heads=2, rngs=nnx.Rngs(0))
-    >>> log_weights = jnp.log(jnp.array([0.9, 0.1]))
-    >>> alrao_jax.nnx.predict(model, log_weights, jnp.ones((5, 4))).shape
-    (5, 3)
-  """
-  model = nnx.view(
-    model, deterministic=True, use_running_average=True, raise_if_not_found=False
-  )
-  model = nnx.clone(model)  # a view's Variables are the model's own
-  return predict_from(model(*args, **kwargs), log_weights, output)
 
 
 def _state(head: nnx.Module) -> list[tuple[Any, Any]]:
@@ -236,63 +187,3 @@ _TIED = (
   "head a projection of its own and what they share as an argument, "
   "self.out(features, self.embed.embedding[...])."
 )
-
-
-def unit_overrides(model: nnx.Module) -> tuple[Override, ...]:
-  """Overrides for units that the types of a model's modules tell, and shapes don't.
-
-  They name the parameters of: ``nnx.LinearGeneral`` with several features and
-  ``nnx.Einsum``, without bias or with permuted axes; ``nnx.ConvTranspose`` with
-  ``transpose_kernel``, square or without bias; layers without bias and embeddings that
-  are stacked by ``nnx.vmap`` or ``nnx.scan``. All else is left to the rules.
-
-  Args:
-    model: A module; ``nnx.eval_shape(lambda: Model(rngs=nnx.Rngs(0)))`` will do.
-
-  Returns:
-    The ``overrides`` of ``alrao_jax.alrao`` and of ``alrao_jax.describe_units``, to
-    which others may be added: the first that matches wins.
-
-  Example:
-    >>> import alrao_jax.nnx
-    >>> from flax import nnx
-    >>> model = nnx.LinearGeneral(5, (2, 3), use_bias=False, rngs=nnx.Rngs(0))
-    >>> alrao_jax.nnx.unit_overrides(model)
-    (('^kernel$', Units(axes=(1, 2), group=None, tiles=1)),)
-  """
-  known: dict[str, Known] = {}
-  for names, module in nnx.iter_modules(model):
-    for name, parameter in _own_parameters(module).items():
-      known["/".join(map(str, (*names, name)))] = parameter
-  return overrides_from(nnx.state(model, nnx.Param), known)
-
-
-def _own_parameters(module: nnx.Module) -> dict[str, Known]:
-  """What a module of Flax knows of the parameters that are its own."""
-  match module:
-    case nnx.Linear():
-      features = module.out_features
-      kernel, bias = Known((module.in_features, features)), (features,)
-    case nnx.LinearGeneral():
-      batch, features = tuple(module.batch_axis.values()), tuple(module.out_features)
-      shape, bias = (*batch, *module.in_features, *features), (*batch, *features)
-      axes = tuple(range(len(shape)))
-      kernel = Known(shape, axes[: len(batch)] + axes[-len(features) :])
-    case nnx.Einsum():
-      kernel = einsum_kernel(tuple(module.kernel_shape), module.einsum_str)
-      bias = tuple(module.bias_shape or ())
-    case nnx.Conv() | nnx.ConvTranspose():
-      transposed = isinstance(module, nnx.ConvTranspose) and module.transpose_kernel
-      rank, bias = len(module.kernel_shape), (module.out_features,)
-      kernel = Known(module.kernel_shape, (rank - 2,) if transposed else None)
-    case nnx.Embed():
-      return {"embedding": Known((module.num_embeddings, module.features))}
-    case nnx.LoRA():
-      rank = module.lora_a.shape[-1]
-      a, b = (module.in_features, rank), (rank, module.out_features)
-      return {"lora_a": Known(a), "lora_b": Known(b)}
-    case nnx.PReLU():
-      return {"negative_slope": Known(())}
-    case _:
-      return {}
-  return {"kernel": kernel, "bias": Known(bias)}

@@ -1,0 +1,512 @@
+"""Collapse: kept heads go on as they were, and the others are gone."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import alrao_jax as alrao
+from alrao_jax._heads import TrackHeadsState
+from alrao_jax._state import find_state
+from alrao_jax._unit_rates import find_rates
+
+
+@pytest.fixture(autouse=True)
+def optax_may_promote(request):
+  """Adam's bias correction and MultiSteps' mean mix floats with counters."""
+  names = ("adam", "multi_steps", "injected", "counters")
+  promotes = any(word in request.node.name for word in names)
+  with jax.numpy_dtype_promotion("standard" if promotes else "strict"):
+    yield
+
+
+N = 5
+KEY = jax.random.key(0)
+KEPT = (3, 1)
+LOG_LIKELIHOODS = np.array([-1.5, -0.4, -1.2, -0.7, -2.0], np.float32)
+
+
+def make_params(num_heads=N):
+  shapes = {
+    "dense": {"kernel": (4, 7), "bias": (7,)},
+    "norm": {"bias": (7,), "scale": (7,)},
+    "out": {"alrao_heads": {"kernel": (num_heads, 7, 3), "bias": (num_heads, 3)}},
+  }
+  leaves, treedef = jax.tree.flatten(shapes, is_leaf=lambda x: isinstance(x, tuple))
+  keys = jax.random.split(jax.random.key(1), len(leaves))
+  return jax.tree.unflatten(
+    treedef, [jax.random.normal(k, s) for k, s in zip(keys, leaves, strict=True)]
+  )
+
+
+def is_head(path, _):
+  return "head" if "alrao_heads" in jax.tree_util.keystr(path) else "body"
+
+
+def heads_alone(params):
+  return jax.tree_util.tree_map_with_path(is_head, params)
+
+
+def body_frozen(params):
+  return jax.tree.map(lambda label: label == "head", heads_alone(params))
+
+
+OPTIMIZERS = {
+  "sgd": lambda: alrao.alrao(KEY),
+  "momentum": lambda: alrao.alrao(KEY, optax.trace(0.9)),
+  "adam": lambda: alrao.alrao(KEY, optax.scale_by_adam(), 1e-6, 1.0),
+  "redraw": lambda: alrao.alrao(KEY, redraw=True, overrides=(("dense/kernel", (0,)),)),
+  "clipped_adam": lambda: alrao.alrao(
+    KEY,
+    alrao.per_head(optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam())),
+  ),
+  "multi_steps": lambda: optax.MultiSteps(alrao.alrao(KEY, optax.trace(0.9)), 2),
+  "masked": lambda: optax.chain(
+    optax.masked(optax.trace(0.9), body_frozen),
+    alrao.alrao(KEY, averaging=alrao.fixed_share(0.01)),
+  ),
+  "frozen_body": lambda: optax.partition(
+    {"head": alrao.alrao(KEY, averaging=alrao.bayes()), "body": optax.set_to_zero()},
+    heads_alone,
+  ),
+  "partition": lambda: optax.chain(
+    optax.partition(
+      {
+        "body": optax.chain(optax.trace(0.9), alrao.scale_by_unit_rates(KEY)),
+        "head": alrao.scale_by_unit_rates(KEY, 1e-4, 1.0),
+      },
+      heads_alone,
+    ),
+    alrao.track_heads(),
+  ),
+  "injected": lambda: optax.inject_hyperparams(alrao.alrao, static_args=("key",))(KEY),
+}
+
+each_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
+
+
+def make_step(optimizer):
+  @jax.jit
+  def step(params, opt_state):
+    grads = jax.tree.map(lambda p: jnp.cos(3 * p), params)
+    observed = jnp.asarray(LOG_LIKELIHOODS)
+    num_heads = params["out"]["alrao_heads"]["bias"].shape[0]
+    observed = observed if num_heads == N else observed[np.array(KEPT)]
+    updates, opt_state = optimizer.update(
+      grads, opt_state, params, head_log_likelihoods=observed
+    )
+    return optax.apply_updates(params, updates), opt_state
+
+  return step
+
+
+def run(step, params, opt_state, steps=3):
+  for _ in range(steps):
+    params, opt_state = step(params, opt_state)
+  return params, opt_state
+
+
+@functools.cache
+def compiled(name):
+  optimizer = OPTIMIZERS[name]()
+  return optimizer, make_step(optimizer)
+
+
+@functools.cache
+def trained(name):
+  optimizer, step = compiled(name)
+  params = make_params()
+  return optimizer, *run(step, params, jax.jit(optimizer.init)(params))
+
+
+@functools.cache
+def collapsed(name):
+  return alrao.collapse(*trained(name), KEPT)
+
+
+def shapes_of(tree):
+  return jax.tree.map(lambda x: (jnp.shape(x), x.dtype), tree)
+
+
+def assert_trees_equal(a, b):
+  assert jax.tree.structure(a) == jax.tree.structure(b)
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@each_optimizer
+def test_collapsed_state_is_of_the_form_of_a_fresh_one(name):
+  optimizer, _, _ = trained(name)
+  params, opt_state = collapsed(name)
+  fresh = jax.eval_shape(optimizer.init, params)
+  assert jax.tree.structure(opt_state) == jax.tree.structure(fresh)
+  assert shapes_of(opt_state) == shapes_of(fresh)
+
+
+@each_optimizer
+def test_kept_heads_and_body_train_on_as_if_none_had_gone(name):
+  _, params, opt_state = trained(name)
+  _, step = compiled(name)
+  whole, _ = run(step, params, opt_state)
+  fewer, _ = run(step, *collapsed(name))
+  # Every operation on a head is the same, in the same order: to the last bit.
+  assert_trees_equal(fewer, alrao.take_heads(whole, KEPT))
+
+
+@each_optimizer
+def test_keeping_all_heads_changes_nothing(name):
+  optimizer, params, opt_state = trained(name)
+  kept = alrao.collapse(optimizer, params, opt_state, keep=N)
+  assert_trees_equal(kept, (params, opt_state))
+
+
+@each_optimizer
+def test_kept_weights_stay_proportional_and_sum_to_one(name):
+  _, _, opt_state = trained(name)
+  before = alrao.log_weights(opt_state)[np.array(KEPT)]
+  _, opt_state = collapsed(name)
+  after = alrao.log_weights(opt_state)
+  # A subtraction each, of numbers below 8: 2 ulp of 4.
+  np.testing.assert_allclose(after[0] - after[1], before[0] - before[1], atol=1e-6)
+  np.testing.assert_allclose(jnp.exp(after).sum(), 1, atol=1e-6)
+
+
+@each_optimizer
+def test_training_goes_on_with_one_further_compilation(name):
+  trained(name)
+  _, step = compiled(name)
+  run(step, *collapsed(name))
+  assert step._cache_size() == 2
+
+
+@each_optimizer
+def test_collapse_by_indices_compiles(name):
+  optimizer, params, opt_state = trained(name)
+  eager = collapsed(name)
+  jitted = jax.jit(lambda p, s: alrao.collapse(optimizer, p, s, KEPT))(
+    params, opt_state
+  )
+  assert jax.tree.structure(jitted) == jax.tree.structure(eager)
+  # The weights' normalisation alone is arithmetic: a few ulp of numbers below 8.
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=2e-6), jitted, eager
+  )
+
+
+@pytest.mark.parametrize("keep", [1, 2, (4,), (2, 0, 4)])
+def test_rates_of_kept_heads_and_of_the_body_stay(keep):
+  optimizer, params, opt_state = trained("momentum")
+  kept = alrao.best_heads(opt_state, keep) if isinstance(keep, int) else keep
+  quantiles = find_rates(opt_state).quantiles
+  rates = alrao.take_heads(alrao.unit_rates(opt_state, params), kept)
+  params, opt_state = alrao.collapse(optimizer, params, opt_state, keep)
+  expected = np.concatenate([quantiles[np.array(kept)], quantiles[N:]])
+  np.testing.assert_array_equal(find_rates(opt_state).quantiles, expected)
+  assert_rates_close(alrao.unit_rates(opt_state, params), rates)
+
+
+def assert_rates_close(found, expected):
+  # Of equal quantiles; but exp of shorter vectors may round otherwise, 4 ulp.
+  rtol = 4 * np.finfo(np.float32).eps
+  assert jax.tree.structure(found) == jax.tree.structure(expected)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol), found, expected
+  )
+
+
+def test_a_number_keeps_the_best_heads_in_their_order():
+  optimizer, params, opt_state = trained("sgd")
+  kept, _ = alrao.collapse(optimizer, params, opt_state, keep=2)
+  assert alrao.best_heads(opt_state, 2) == (1, 3)  # by LOG_LIKELIHOODS
+  assert_trees_equal(kept, alrao.take_heads(params, (1, 3)))
+
+
+def test_momenta_are_sliced_like_their_parameters():
+  optimizer, params, opt_state = trained("momentum")
+  _, collapsed = alrao.collapse(optimizer, params, opt_state, KEPT)
+  trace = find_state(opt_state, optax.TraceState, "trace").trace
+  found = find_state(collapsed, optax.TraceState, "trace").trace
+  assert_trees_equal(found, alrao.take_heads(trace, KEPT))
+
+
+def test_per_head_counters_are_sliced():
+  optimizer, params, opt_state = trained("clipped_adam")
+  _, opt_state = alrao.collapse(optimizer, params, opt_state, KEPT)
+  counts = find_state(opt_state, alrao.PerHeadState, "per_head").heads[1].count
+  np.testing.assert_array_equal(counts, [3, 3])
+
+
+def test_switch_keeps_the_odds_of_all_its_entries():
+  optimizer, params, opt_state = trained("sgd")
+  before = find_state(opt_state, alrao.SwitchState, "track_heads")
+  _, opt_state = alrao.collapse(optimizer, params, opt_state, KEPT)
+  after = find_state(opt_state, alrao.SwitchState, "track_heads")
+  entries = lambda s, i: np.concatenate([s.alpha[i], s.beta[i]])  # noqa: E731
+  old, new = entries(before, np.array(KEPT)), entries(after, np.array([0, 1]))
+  # One constant was subtracted from all; 2 ulp of numbers below 16.
+  np.testing.assert_allclose(new - new[0], old - old[0], atol=2e-6)
+  np.testing.assert_allclose(np.exp(new).sum(), 1, atol=1e-6)
+  assert int(after.count) == int(before.count)
+
+
+@pytest.mark.parametrize("averaging", [alrao.bayes(), alrao.switch(theta=0.0)])
+def test_heads_without_weight_share_alike(averaging):
+  optimizer = alrao.track_heads(averaging)
+  params = make_params()
+  out = jnp.where(jnp.arange(N) < 3, -1.0, -jnp.inf)
+  _, opt_state = jax.jit(optimizer.update)(
+    params, jax.jit(optimizer.init)(params), params, head_log_likelihoods=out
+  )
+  params, opt_state = alrao.collapse(optimizer, params, opt_state, (3, 4))
+  np.testing.assert_allclose(jnp.exp(alrao.log_weights(opt_state)), 0.5, rtol=1e-6)
+  _, opt_state = jax.jit(optimizer.update)(
+    params, opt_state, params, head_log_likelihoods=jnp.log(jnp.array([0.6, 0.2]))
+  )
+  np.testing.assert_allclose(
+    jnp.exp(alrao.log_weights(opt_state)), [0.75, 0.25], rtol=1e-6
+  )
+
+
+def test_one_head_has_weight_one_and_keeps_it():
+  optimizer, params, opt_state = trained("sgd")
+  params, opt_state = alrao.collapse(optimizer, params, opt_state)
+  assert alrao.log_weights(opt_state).tolist() == [0.0]
+  _, opt_state = jax.jit(optimizer.update)(
+    params, opt_state, params, head_log_likelihoods=jnp.array([-3.0])
+  )
+  assert alrao.log_weights(opt_state).tolist() == [0.0]
+
+
+def test_collapse_twice_is_collapse_once():
+  optimizer, params, opt_state = trained("momentum")
+  once = alrao.collapse(optimizer, params, opt_state, (3,))
+  twice = alrao.collapse(optimizer, params, opt_state, KEPT)
+  twice = alrao.collapse(optimizer, *twice, (0,))
+  assert_trees_equal(once[0], twice[0])
+  # Two normalisations instead of one; a single head's are both exact.
+  assert alrao.log_weights(twice[1]).tolist() == alrao.log_weights(once[1]).tolist()
+
+
+@functools.cache
+def two_layers():
+  layer = {"alrao_heads": {"kernel": jnp.ones((N, 7, 3))}}
+  optimizer = alrao.alrao(KEY, names=("policy", "value"))
+  params = {"policy": layer, "value": jax.tree.map(jnp.copy, layer)}
+  observed = {
+    "policy": jnp.array([-1.0, -0.5, -0.6, -3.0, -3.0]),
+    "value": jnp.array([-3.0, -3.0, -0.6, -0.5, -1.0]),
+  }
+  _, opt_state = jax.jit(optimizer.update)(
+    params, jax.jit(optimizer.init)(params), params, head_log_likelihoods=observed
+  )
+  return optimizer, params, opt_state
+
+
+def test_several_layers_keep_the_heads_that_are_best_together():
+  optimizer, params, opt_state = two_layers()
+  assert alrao.best_heads(opt_state) == (2,)  # -1.2 in all; 1 and 3 have -3.5
+  before = alrao.unit_rates(opt_state, params)
+  params, opt_state = alrao.collapse(optimizer, params, opt_state)
+  assert_rates_close(
+    alrao.unit_rates(opt_state, params), alrao.take_heads(before, (2,))
+  )
+  for name in ("policy", "value"):
+    assert alrao.log_weights(opt_state, name).tolist() == [0.0]
+  jax.jit(optimizer.update)(
+    params,
+    opt_state,
+    params,
+    head_log_likelihoods={"policy": jnp.zeros(1), "value": jnp.zeros(1)},
+  )
+
+
+def test_each_layers_weights_are_renormalised():
+  optimizer, params, opt_state = two_layers()
+  _, collapsed = alrao.collapse(optimizer, params, opt_state, (1, 2))
+  for name in ("policy", "value"):
+    before = alrao.log_weights(opt_state, name)[1:3]
+    np.testing.assert_allclose(
+      alrao.log_weights(collapsed, name), jax.nn.log_softmax(before), atol=1e-6
+    )
+
+
+def test_heads_by_another_pattern():
+  params = {"encoder": {"decoder": jnp.ones((7, 4))}, "decoder": jnp.ones((N, 4, 3))}
+  optimizer = alrao.alrao(KEY, optax.trace(0.9), heads="^decoder")
+  opt_state = jax.jit(optimizer.init)(params)
+  params, opt_state = alrao.collapse(
+    optimizer, params, opt_state, KEPT, heads="^decoder"
+  )
+  assert params["encoder"]["decoder"].shape == (7, 4)
+  assert find_state(opt_state, optax.TraceState, "trace").trace["decoder"].shape[0] == 2
+
+
+def test_averaging_of_ones_own_is_sliced():
+  averaging = alrao.Averaging(
+    init=lambda n, dtype=jnp.float32: {"sum": jnp.zeros(n, dtype)},
+    update=lambda state, observed: {"sum": state["sum"] + observed},
+    log_weights=lambda state: jax.nn.log_softmax(state["sum"]),
+  )
+  optimizer = alrao.track_heads(averaging)
+  params = make_params()
+  _, opt_state = jax.jit(optimizer.update)(
+    params,
+    jax.jit(optimizer.init)(params),
+    params,
+    head_log_likelihoods=jnp.asarray(LOG_LIKELIHOODS),
+  )
+  _, opt_state = alrao.collapse(optimizer, params, opt_state, KEPT)
+  state = find_state(opt_state, TrackHeadsState, "track_heads")
+  np.testing.assert_array_equal(state.averaging["sum"], LOG_LIKELIHOODS[np.array(KEPT)])
+  np.testing.assert_allclose(jnp.exp(state.log_weights).sum(), 1, atol=1e-6)
+
+
+def test_vmap_over_seeds():
+  optimizer, params, opt_state = trained("sgd")
+  stack = lambda tree: jax.tree.map(lambda x: jnp.stack([x, x]), tree)  # noqa: E731
+  collapse = lambda p, s: alrao.collapse(optimizer, p, s, KEPT)  # noqa: E731
+  both = jax.vmap(collapse)(stack(params), stack(opt_state))
+  assert_trees_equal(
+    jax.tree.map(lambda x: x[1], both[0]), collapse(params, opt_state)[0]
+  )
+
+
+@pytest.mark.parametrize(
+  ("keep", "error", "message"),
+  [
+    (N + 1, ValueError, r"keep=...\) must be at most num_heads = 5, got 6"),
+    (0, ValueError, r"keep=...\) must be at least 1, got 0"),
+    (1.0, TypeError, r"keep=...\) must be an integer"),
+    ("best", TypeError, r"keep=...\) must be an integer"),
+    ((), ValueError, r"different indices from 0 to 4, got \(\)"),
+    ((1, 1), ValueError, r"different indices from 0 to 4, got \(1, 1\)"),
+    ((-1,), ValueError, r"different indices from 0 to 4, got \(-1,\)"),
+    ((0, 5), ValueError, r"different indices from 0 to 4, got \(0, 5\)"),
+    ((0.5,), TypeError, "indices of heads, known before tracing"),
+  ],
+)
+def test_wrong_keep_is_an_error(keep, error, message):
+  optimizer, params, opt_state = trained("sgd")
+  with pytest.raises(error, match=message):
+    alrao.collapse(optimizer, params, opt_state, keep)
+
+
+def test_the_best_heads_must_be_known():
+  optimizer, params, opt_state = trained("sgd")
+  with pytest.raises(TypeError, match="outside of jax.jit"):
+    jax.jit(lambda p, s: alrao.collapse(optimizer, p, s, 1))(params, opt_state)
+  with pytest.raises(TypeError, match="known before tracing"):
+    jax.jit(lambda k: alrao.collapse(optimizer, params, opt_state, k))(jnp.array([1]))
+  with pytest.raises(TypeError, match="known before tracing"):
+    jax.jit(lambda k: alrao.collapse(optimizer, params, opt_state, k))(1)
+
+
+def test_parameters_without_heads_are_an_error():
+  optimizer = alrao.alrao(KEY, heads=None)
+  params = {"dense": make_params()["dense"]}
+  with pytest.raises(ValueError, match="must have heads.* got none"):
+    alrao.collapse(optimizer, params, jax.jit(optimizer.init)(params))
+
+
+def test_a_state_of_other_parameters_is_an_error():
+  optimizer, params, opt_state = trained("momentum")
+  wider = {**params, "dense": {"kernel": jnp.ones((4, 8)), "bias": jnp.ones(8)}}
+  with pytest.raises(ValueError, match=r"got '1/trace/dense/bias' of shape \(7,\)"):
+    alrao.collapse(optimizer, wider, opt_state)
+  renamed = {**params, "norm": params["dense"], "dense": params["norm"]}
+  with pytest.raises(ValueError, match="must be the optimizer's state"):
+    alrao.collapse(optimizer, renamed, opt_state)
+  deeper = {**params, "more": {"bias": jnp.ones(3)}}
+  with pytest.raises(ValueError, match="which has .* arrays, got"):
+    alrao.collapse(optimizer, deeper, opt_state)
+  sgd = alrao.alrao(KEY)
+  swapped = {"norm": params["norm"], "other": params["dense"], "out": params["out"]}
+  with pytest.raises(ValueError, match="of other names"):
+    alrao.collapse(sgd, swapped, jax.jit(sgd.init)(params))
+
+
+def test_collapsed_parameters_with_the_old_state_are_an_error():
+  optimizer, params, opt_state = trained("sgd")
+  fewer, _ = alrao.collapse(optimizer, params, opt_state, KEPT)
+  with pytest.raises(ValueError, match="must be the optimizer's state"):
+    alrao.collapse(optimizer, fewer, opt_state)
+
+
+def test_a_state_that_mixes_the_heads_is_an_error():
+  optimizer = optax.chain(
+    optax.flatten(optax.trace(0.9)), alrao.scale_by_unit_rates(KEY), alrao.track_heads()
+  )
+  params = make_params()
+  with pytest.raises(ValueError, match="mixes them, got '0/trace'.*per_head"):
+    alrao.collapse(optimizer, params, jax.jit(optimizer.init)(params))
+
+
+def test_take_heads_leaves_all_else_alone():
+  tree = {"a": {"mean": np.arange(3)}, "out": {"alrao_heads": {"mean": np.arange(3)}}}
+  taken = alrao.take_heads(tree, (2, 0))
+  assert taken["a"] is not None and taken["a"]["mean"] is tree["a"]["mean"]
+  assert taken["out"]["alrao_heads"]["mean"].tolist() == [2, 0]
+
+
+def test_take_heads_refuses_arrays_without_these_heads():
+  with pytest.raises(ValueError, match=r"kept=...\) must be different indices"):
+    alrao.take_heads({"alrao_heads": jnp.ones(2)}, (2,))
+  with pytest.raises(ValueError, match="scalar at 'alrao_heads'"):
+    alrao.take_heads({"alrao_heads": jnp.ones(())}, (0,))
+
+
+def test_of_equal_heads_the_slower_are_best():
+  optimizer = alrao.alrao(KEY)
+  assert alrao.best_heads(optimizer.init(make_params()), 3) == (0, 1, 2)
+
+
+def test_best_heads_refuses_more_than_there_are():
+  optimizer = alrao.alrao(KEY)
+  with pytest.raises(ValueError, match="at most num_heads = 5, got 6"):
+    alrao.best_heads(optimizer.init(make_params()), 6)
+
+
+def slow_leader(weights, threshold):
+  """Counts steps as the docstring has it, in plain Python."""
+  head, steps, result = None, 0, []
+  for row in weights:
+    best = int(np.argmax(row))
+    steps = (steps + 1 if best == head else 1) if row[best] >= threshold else 0
+    head = best
+    result.append((head, steps))
+  return result
+
+
+def test_the_leader_is_followed_as_plain_python_does():
+  weights = np.random.default_rng(0).dirichlet(np.full(3, 0.05), 400)
+  weights = np.repeat(weights, 2, axis=0).astype(np.float32)
+
+  def step(leader, row):
+    leader = alrao.follow_leader(jnp.log(row), leader, threshold=0.9)
+    return leader, leader
+
+  start = alrao.follow_leader(jnp.log(jnp.full(3, 1 / 3)), threshold=0.9)
+  _, leaders = jax.lax.scan(step, start, jnp.asarray(weights))
+  expected = slow_leader(weights, 0.9)
+  assert max(steps for _, steps in expected) > 3
+  assert list(zip(leaders.head.tolist(), leaders.steps.tolist(), strict=True)) == (
+    expected
+  )
+
+
+def test_the_leader_of_one_head_has_led_from_the_first_step():
+  leader = alrao.follow_leader(jnp.zeros(1))
+  assert (int(leader.head), int(leader.steps)) == (0, 1)
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1.5])
+def test_thresholds_are_probabilities(threshold):
+  with pytest.raises(ValueError, match="between 0 and 1"):
+    alrao.follow_leader(jnp.zeros(1), threshold=threshold)
+
+
+def test_a_mapping_has_no_single_leader():
+  with pytest.raises(ValueError, match=r"shape \(num_heads,\), got \(2, 3\)"):
+    alrao.follow_leader(jnp.zeros((2, 3)))

@@ -1,0 +1,315 @@
+"""Export: one head as the ordinary model's output layer, loaded and served by it."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from flax.core import FrozenDict
+from jax.sharding import PartitionSpec as P
+
+import alrao_jax as alrao
+import alrao_jax.linen
+import alrao_jax.nnx
+
+N, BEST = 4, 2
+KEY = jax.random.key(0)
+X = jax.random.normal(jax.random.key(1), (6, 5))
+LOG_LIKELIHOODS = jnp.array([-2.0, -1.5, -0.5, -3.0])
+
+
+class Head(nn.Module):
+  """A head with batch statistics and dropout."""
+
+  @nn.compact
+  def __call__(self, x, train=False):
+    x = nn.BatchNorm(use_running_average=not train)(nn.Dense(7)(x))
+    x = nn.Dropout(0.5, deterministic=not train)(x)
+    return nn.Dense(3)(x)
+
+
+class Net(nn.Module):
+  """The same model with and without MultiHead."""
+
+  num_heads: int | None = None
+
+  @nn.compact
+  def __call__(self, x, train=False):
+    x = nn.relu(nn.BatchNorm(use_running_average=not train)(nn.Dense(4)(x)))
+    if self.num_heads is None:
+      return Head(name="out")(x, train)
+    return alrao.linen.MultiHead(Head(), self.num_heads, name="out")(x, train)
+
+
+@pytest.fixture(scope="module")
+def variables():
+  @jax.jit
+  def make():
+    variables = Net(N).init({"params": KEY, "dropout": KEY}, X)
+    _, state = Net(N).apply(
+      variables, X, True, mutable=["batch_stats"], rngs={"dropout": KEY}
+    )
+    return {**variables, **state}
+
+  return make()
+
+
+@pytest.fixture(scope="module")
+def opt_state(variables):
+  return posterior(variables["params"])
+
+
+def posterior(params, log_likelihoods=LOG_LIKELIHOODS, **options):
+  """An optimizer's state whose posterior prefers head BEST."""
+  tracker = alrao.track_heads(**options)
+  return jax.jit(tracker.update)(
+    params, tracker.init(params), params, head_log_likelihoods=log_likelihoods
+  )[1]
+
+
+def paths(tree):
+  flat = jax.tree_util.tree_leaves_with_path(tree)
+  return {jax.tree_util.keystr(path): leaf for path, leaf in flat}
+
+
+def test_exported_arrays_are_the_best_heads_to_the_last_bit(variables, opt_state):
+  exported = paths(alrao.export(variables, opt_state))
+  assert exported.keys() == {
+    path.replace("['alrao_heads']", "") for path in paths(variables)
+  }
+  for path, leaf in paths(variables).items():
+    expected = leaf[BEST] if "alrao_heads" in path else leaf
+    np.testing.assert_array_equal(
+      exported[path.replace("['alrao_heads']", "")], expected
+    )
+
+
+def test_linens_plain_model_loads_and_serves_what_is_exported(variables, opt_state):
+  exported = alrao.export(variables, opt_state)
+  assert jax.tree.map(jnp.shape, exported) == jax.tree.map(
+    jnp.shape, jax.eval_shape(Net().init, KEY, X)
+  )
+  tracker = alrao.track_heads()
+  params, state = alrao.collapse(tracker, variables["params"], opt_state)
+  batch_stats = alrao.take_heads(variables["batch_stats"], (BEST,))
+  collapsed = {"params": params, "batch_stats": batch_stats}
+  predicted = alrao.linen.predict(Net(N), collapsed, alrao.log_weights(state), X)
+  expected = jax.nn.log_softmax(Net().apply(exported, X))
+  # The mixture normalises the same logits; 4 ulp of the largest.
+  ulp = np.spacing(np.float32(jnp.abs(expected).max()))
+  np.testing.assert_allclose(predicted, expected, rtol=0, atol=4 * ulp)
+
+
+def test_a_collapsed_model_needs_no_choice(variables):
+  kept = alrao.take_heads(variables, (BEST,))
+  assert_trees_equal(alrao.export(kept), alrao.export(variables, head=BEST))
+
+
+def assert_trees_equal(a, b):
+  assert jax.tree.structure(a) == jax.tree.structure(b)
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_export_undoes_load_pretrained(variables):
+  plain = jax.jit(Net().init)(KEY, X)
+  loaded = alrao.load_pretrained(variables, plain)
+  assert_trees_equal(alrao.export(loaded, head=1), plain)
+
+
+def test_export_compiles(variables, opt_state):
+  assert_trees_equal(
+    jax.jit(alrao.export)(variables, opt_state), alrao.export(variables, opt_state)
+  )
+
+
+def test_frozen_dicts_stay_frozen(variables):
+  exported = alrao.export(FrozenDict(variables), head=0)
+  assert isinstance(exported, FrozenDict)
+  assert_trees_equal(exported.unfreeze(), alrao.export(variables, head=0))
+
+
+def test_a_multi_head_alone_becomes_its_layer():
+  params = {"alrao_heads": {"kernel": jnp.arange(6.0).reshape(2, 3)}}
+  assert alrao.export(params, head=1)["kernel"].tolist() == [3.0, 4.0, 5.0]
+
+
+def test_several_layers_export_each_its_own_best_head():
+  layer = lambda: {"alrao_heads": {"bias": jnp.arange(float(N))}}  # noqa: E731
+  params = {"a": layer(), "b": {"c": layer()}}
+  observed = {"a": LOG_LIKELIHOODS, "c": LOG_LIKELIHOODS[::-1]}
+  state = posterior(params, observed, names=("a", "c"))
+  exported = alrao.export(params, state)
+  assert jax.tree.map(float, exported) == {
+    "a": {"bias": 2.0},
+    "b": {"c": {"bias": 1.0}},
+  }
+  exported = alrao.export(params, head={"a": 3, "c": 0})
+  assert jax.tree.map(float, exported) == {
+    "a": {"bias": 3.0},
+    "b": {"c": {"bias": 0.0}},
+  }
+
+
+def test_heads_by_another_pattern_keep_their_paths():
+  params = {"body": jnp.ones((N, 2)), "decoder": {"w": jnp.arange(N)}}
+  exported = alrao.export(params, head=BEST, heads="^decoder/")
+  assert exported["decoder"]["w"] == BEST
+  assert exported["body"].shape == (N, 2)
+
+
+@pytest.mark.parametrize("head_axis", [None, "heads"])
+def test_linens_boxes_lose_the_name_of_the_heads_axis(head_axis):
+  def dense(kernel):
+    init = nn.with_partitioning(nn.initializers.lecun_normal(), ("in", None))
+    return nn.Dense(3, kernel_init=init if kernel else nn.initializers.ones)
+
+  model = alrao.linen.MultiHead(dense(True), N, head_axis=head_axis)
+  variables = model.init(KEY, X)
+  exported = alrao.export(variables, head=BEST)
+  plain = dense(True).init(KEY, X)
+  assert jax.tree.structure(exported) == jax.tree.structure(plain)
+  assert nn.get_partition_spec(exported)["params"]["kernel"] == P("in", None)
+  boxed = alrao.take_heads(variables, (1, 2))["params"]["alrao_heads"]["kernel"]
+  assert boxed.names == (head_axis, "in", None)
+  assert boxed.value.shape == (2, 5, 3)
+
+
+class NnxHead(nnx.Module):
+  def __init__(self, rngs):
+    self.dense = nnx.Linear(4, 7, rngs=rngs)
+    self.norm = nnx.BatchNorm(7, rngs=rngs)
+    self.dropout = nnx.Dropout(0.5, rngs=rngs)
+    self.last = nnx.Linear(7, 3, rngs=rngs)
+
+  def __call__(self, x):
+    return self.last(self.dropout(self.norm(self.dense(x))))
+
+
+class NnxNet(nnx.Module):
+  def __init__(self, rngs, num_heads=None):
+    self.body = nnx.Linear(5, 4, rngs=rngs)
+    if num_heads is None:
+      self.out = NnxHead(rngs)
+    else:
+      self.out = alrao.nnx.MultiHead(NnxHead, num_heads, rngs=rngs)
+
+  def __call__(self, x):
+    return self.out(nnx.relu(self.body(x)))
+
+
+@pytest.fixture(scope="module")
+def nnx_model():
+  model = NnxNet(nnx.Rngs(0), N)
+  model(X)  # moves batch statistics and dropout's counters
+  return model
+
+
+def test_nnx_plain_model_takes_the_exported_state(nnx_model):
+  opt_state = posterior(nnx.state(nnx_model, nnx.Param))
+  exported = alrao.export(nnx.state(nnx_model), opt_state)
+  plain = NnxNet(nnx.Rngs(1))
+  assert jax.tree.structure(exported) == jax.tree.structure(nnx.state(plain))
+  nnx.update(plain, exported)
+  kernel = nnx_model.out.alrao_heads.last.kernel[...]
+  np.testing.assert_array_equal(plain.out.last.kernel[...], kernel[BEST])
+  weights = jnp.where(jnp.arange(N) == BEST, 0.0, -jnp.inf)
+  predicted = alrao.nnx.predict(nnx_model, weights, X)
+  plain.eval()
+  expected = jax.nn.log_softmax(plain(X))
+  ulp = np.spacing(np.float32(jnp.abs(expected).max()))
+  np.testing.assert_allclose(predicted, expected, rtol=0, atol=4 * ulp)
+
+
+def test_nnx_export_is_the_plain_model_with_the_exported_state(nnx_model):
+  before = jax.tree.leaves(nnx.state(nnx_model))
+  exported = alrao.nnx.export(nnx_model, posterior(nnx.state(nnx_model, nnx.Param)))
+  assert isinstance(exported.out, NnxHead)
+  state = alrao.export(nnx.state(nnx_model), head=BEST)
+  assert jax.tree.structure(nnx.state(exported)) == jax.tree.structure(state)
+  plain = NnxNet(nnx.Rngs(1))
+  nnx.update(plain, state)
+  np.testing.assert_array_equal(exported(X), plain(X))  # dropout too draws alike
+  assert isinstance(nnx_model.out, alrao.nnx.MultiHead)  # the model itself is as it was
+  after = jax.tree.leaves(nnx.state(nnx_model))
+  assert [*map(id, after)] == [*map(id, before)]
+
+
+def linear_heads(rngs):
+  return alrao.nnx.MultiHead(lambda rngs: nnx.Linear(5, 3, rngs=rngs), N, rngs=rngs)
+
+
+def test_nnx_export_of_a_multi_head_alone_is_its_layer():
+  exported = alrao.nnx.export(linear_heads(nnx.Rngs(0)), head=1)
+  assert isinstance(exported, nnx.Linear)
+  assert exported.kernel.shape == (5, 3)
+
+
+def test_nnx_export_reaches_containers_and_shared_layers():
+  shared, rngs = linear_heads(nnx.Rngs(0)), nnx.Rngs(1)
+
+  class Several(nnx.Module):
+    def __init__(self):
+      self.layers = nnx.List([nnx.Linear(5, 5, rngs=rngs), shared])
+      self.named = nnx.Dict(out=linear_heads(rngs))
+      self.again = shared
+
+  exported = alrao.nnx.export(Several(), head=BEST)
+  assert isinstance(exported.layers[1], nnx.Linear)
+  assert isinstance(exported.named["out"], nnx.Linear)
+  assert exported.again is exported.layers[1]
+
+
+@pytest.mark.parametrize(
+  ("head_axis", "stacked"), [(None, (None, "in", None)), ("h", ("h", "in", None))]
+)
+def test_nnx_variables_lose_the_name_of_the_heads_axis(head_axis, stacked):
+  init = nnx.with_partitioning(nnx.initializers.lecun_normal(), ("in", None))
+  with nnx.use_eager_sharding(False):
+    layer = alrao.nnx.MultiHead(
+      lambda rngs: nnx.Linear(5, 3, kernel_init=init, rngs=rngs),
+      N,
+      rngs=nnx.Rngs(0),
+      head_axis=head_axis,
+    )
+    for exported in (
+      alrao.export(nnx.state(layer), head=0)["kernel"],
+      alrao.nnx.export(layer, head=0).kernel,
+    ):
+      assert exported.get_metadata()["out_sharding"] == ("in", None)
+    taken = alrao.take_heads(nnx.state(layer), (1, 2))["alrao_heads"]["kernel"]
+    for kernel in (taken, layer.alrao_heads.kernel):
+      assert kernel.get_metadata()["out_sharding"] == stacked
+
+
+@pytest.mark.parametrize(
+  ("options", "error", "message"),
+  [
+    ({}, ValueError, "must know which head"),
+    ({"head": N}, ValueError, r"head=...\) must be from 0 to 3, got 4"),
+    ({"head": -1}, ValueError, r"head=...\) must be from 0 to 3, got -1"),
+    ({"head": 1.0}, TypeError, r"head=...\) must be an integer, got 1.0"),
+    ({"head": {"wrong": 1}}, ValueError, "each MultiHead under one name"),
+    ({"head": 0, "heads": "^nothing"}, ValueError, "got no path that matches"),
+  ],
+)
+def test_what_leaves_no_head_to_take_is_an_error(variables, options, error, message):
+  with pytest.raises(error, match=message):
+    alrao.export(variables, **options)
+
+
+def test_head_and_posterior_exclude_each_other(variables, opt_state):
+  with pytest.raises(TypeError, match="either opt_state or head"):
+    alrao.export(variables, opt_state, head=0)
+
+
+def test_a_posterior_over_other_heads_is_an_error(variables, opt_state):
+  fewer = alrao.take_heads(variables, (0, 1))
+  with pytest.raises(ValueError, match="posterior over the 2 heads of '.*/out'"):
+    alrao.export(fewer, opt_state)
+
+
+def test_a_name_both_in_a_head_and_beside_it_is_an_error():
+  params = {"alrao_heads": {"kernel": jnp.ones((2, 3))}, "kernel": jnp.ones(3)}
+  with pytest.raises(ValueError, match=r"\['kernel'\] both in a head and beside"):
+    alrao.export(params, head=0)

@@ -1,0 +1,424 @@
+"""The guard: which units it stops, what it leaves alone, and that all stays finite."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import alrao_jax as alrao
+import alrao_jax.linen
+from alrao_jax import _rates, _units
+from alrao_jax._guard import GuardUnitsState
+from alrao_jax._state import find_state
+from alrao_jax._unit_norms import unit_norms
+
+NUM_HEADS = 3
+LOG_LIKELIHOODS = np.array([-3.0, -2.0, -1.0], np.float32)
+
+
+def make_params(dtype=jnp.float32):
+  rng = np.random.default_rng(0)
+
+  def draw(*shape):
+    return jnp.asarray(rng.normal(size=shape).astype(dtype))
+
+  return {
+    "conv": {"kernel": draw(3, 3, 2, 5), "bias": draw(5)},
+    "dense": {"kernel": draw(5, 4)},
+    "out": {"alrao_heads": {"kernel": draw(NUM_HEADS, 4, 2)}},
+  }
+
+
+def trips_of(state):
+  return find_state(state, GuardUnitsState, "guard_units").trips
+
+
+def assert_trees_equal(a, b):
+  assert jax.tree.structure(a) == jax.tree.structure(b)
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def train(guard, highest, steps, heads):
+  """Trains a deep network on blobs; returns parameters, state and losses."""
+  images, labels = blobs()
+  model = MLP(4, heads)
+  regex = {} if heads else {"heads": None}
+  optimizer = alrao.alrao(jax.random.key(0), None, 1e-5, highest, guard=guard, **regex)
+
+  def loss_fn(params, state):
+    outputs = model.apply({"params": params}, images)
+    if heads:
+      return alrao.classification_loss(outputs, labels, alrao.log_weights(state))
+    losses = optax.softmax_cross_entropy_with_integer_labels(outputs, labels)
+    return losses.mean(), None
+
+  def step(carry, _):
+    params, state = carry
+    (loss, info), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, state)
+    extra = {"head_log_likelihoods": info.head_log_likelihoods} if heads else {}
+    updates, state = optimizer.update(grads, state, params, **extra)
+    return (optax.apply_updates(params, updates), state), loss
+
+  @jax.jit
+  def run(key):
+    params = model.init(key, images)["params"]
+    return jax.lax.scan(step, (params, optimizer.init(params)), length=steps)
+
+  (params, state), losses = run(jax.random.key(3))
+  return params, state, np.asarray(losses, np.float32)
+
+
+class MLP(nn.Module):
+  """Dense layers with ReLU and no normalisation."""
+
+  depth: int
+  heads: bool
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x):
+    for _ in range(self.depth):
+      x = nn.relu(nn.Dense(32, dtype=self.dtype, param_dtype=self.dtype)(x))
+    out = nn.Dense(3, dtype=self.dtype, param_dtype=self.dtype)
+    if not self.heads:
+      return out(x)
+    return alrao_jax.linen.MultiHead(out, num_heads=10, name="out")(x)
+
+
+def blobs(dtype=jnp.float32):
+  """Three classes that a linear model nearly tells apart."""
+  rng = np.random.default_rng(1)
+  labels = rng.integers(3, size=60)
+  images = rng.normal(size=(3, 8))[labels] + 0.3 * rng.normal(size=(60, 8))
+  return jnp.asarray(images, dtype), jnp.asarray(labels)
+
+
+# --- Left alone
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_well_behaved_run_is_left_alone_to_the_last_bit(dtype):
+  images, labels = blobs(dtype)
+  model = MLP(1, False, dtype)
+  params = jax.jit(model.init)(jax.random.key(3), images)["params"]
+  rates = alrao.scale_by_unit_rates(jax.random.key(0), 1e-5, 0.3, heads=None)
+  guarded = alrao.guard_units(heads=None)
+
+  @jax.jit
+  def step(params):
+    def loss_fn(params):
+      logits = model.apply({"params": params}, images).astype(jnp.float32)
+      return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    loss, grads = jax.value_and_grad(loss_fn)(params)
+    return loss, rates.update(grads, rates_state, params)[0]
+
+  rates_state, state, losses = rates.init(params), guarded.init(params), []
+  guard = jax.jit(guarded.update)
+  for _ in range(20):
+    loss, updates = step(params)
+    kept, state = guard(updates, state, params)
+    assert_trees_equal(kept, updates)
+    params = optax.apply_updates(params, kept)
+    losses.append(loss)
+  assert losses[-1] < 0.8 * losses[0]
+  assert not state.trips.any()
+
+
+def test_only_the_unit_with_a_huge_rate_is_touched():
+  params = {"dense": make_params()["dense"]}
+  grads = {"dense": {"kernel": 0.1 * jnp.cos(params["dense"]["kernel"])}}
+  rates = alrao.scale_by_unit_rates(jax.random.key(0), 1e-5, 1e8)
+  guarded = optax.chain(rates, alrao.guard_units())
+  tree = {"dense": {"kernel": jnp.full((5, 4), 1e-2).at[:, 2].set(1e7)}}
+  state = alrao.with_unit_rates(guarded.init(params), params, tree)
+  expected, _ = jax.jit(rates.update)(grads, state[0], params)
+  updates, state = jax.jit(guarded.update)(grads, state, params)
+  kernel = np.array(expected["dense"]["kernel"])
+  assert np.linalg.norm(kernel[:, 2]) > 1e3
+  kernel[:, 2] = 0.0
+  np.testing.assert_array_equal(updates["dense"]["kernel"], kernel)
+  assert trips_of(state).tolist() == [0, 0, 1, 0]
+
+
+def test_heads_are_left_to_the_posterior():
+  params = make_params()
+  updates = jax.tree.map(lambda p: 1e9 * p, params)
+  guarded = alrao.guard_units()
+  kept, state = jax.jit(guarded.update)(updates, guarded.init(params), params)
+  assert_trees_equal(kept["out"], updates["out"])
+  assert not any(leaf.any() for leaf in jax.tree.leaves((kept["conv"], kept["dense"])))
+  assert trips_of(state).tolist() == [1] * 9
+
+
+def test_weights_that_start_at_zero_can_leave_it():
+  params = {"dense": {"kernel": jnp.zeros((4, 2))}}
+  updates = {"dense": {"kernel": jnp.array([[0.4, 0.6]] * 4)}}  # norms 0.8 and 1.2
+  guarded = alrao.guard_units()
+  kept, _ = jax.jit(guarded.update)(updates, guarded.init(params), params)
+  np.testing.assert_array_equal(kept["dense"]["kernel"], [[np.float32(0.4), 0]] * 4)
+
+
+# --- Stopped and slowed
+
+
+def reference(params, updates_of_steps, limit, slowdown):
+  """Slow and obvious: two units, kernel columns and their bias entries."""
+  kernel, bias = (np.array(params[k], np.float64) for k in ("kernel", "bias"))
+  trips = [0, 0]
+  for updates in updates_of_steps:
+    for unit in range(2):
+      old = np.append(kernel[:, unit], bias[unit])
+      step = np.append(updates["kernel"][:, unit], updates["bias"][unit])
+      step = step * slowdown ** trips[unit]
+      if np.sqrt((step**2).sum()) <= limit * max(np.sqrt((old**2).sum()), 1.0):
+        kernel[:, unit], bias[unit] = (old + step)[:-1], (old + step)[-1]
+      else:
+        trips[unit] += 1
+  return {"kernel": kernel, "bias": bias}, trips
+
+
+@pytest.mark.parametrize(("limit", "slowdown"), [(1.0, 0.1), (0.3, 0.5), (2.0, 0.0)])
+def test_sixty_random_steps_equal_an_obvious_loop(limit, slowdown):
+  rng = np.random.default_rng(2)
+  params = {"kernel": rng.normal(size=(3, 2)), "bias": np.zeros(2)}
+  steps = []
+  for _ in range(60):
+    size = 10 ** rng.uniform(-3, 2.0, size=2)  # of each unit
+    steps.append({k: size * rng.normal(size=v.shape) for k, v in params.items()})
+  expected, trips = reference(params, steps, limit, slowdown)
+  assert min(trips) > 0 and (slowdown == 0 or max(trips) > 1)
+  with jax.enable_x64(True):
+    guarded = alrao.guard_units(alrao.guard(limit, slowdown))
+    params = jax.tree.map(jnp.asarray, params)
+    state, update = guarded.init(params), jax.jit(guarded.update)
+    for step in steps:
+      updates, state = update(jax.tree.map(jnp.asarray, step), state, params)
+      params = optax.apply_updates(params, updates)
+  assert state.trips.tolist() == trips
+  # 60 sums, each rounded at 2e-16 of weights that are at most some hundreds.
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-11), params, expected
+  )
+
+
+def test_a_frozen_unit_never_moves_again():
+  params = {"kernel": jnp.ones((4, 2))}
+  guarded = alrao.guard_units(alrao.guard(slowdown=0.0))
+  state, update = guarded.init(params), jax.jit(guarded.update)
+  for size in (100.0, 0.01, jnp.inf, jnp.nan, 0.01):
+    updates = {"kernel": jnp.array([[0.01, size]] * 4)}
+    updates, state = update(updates, state, params)
+    assert updates["kernel"].tolist() == [[np.float32(0.01), 0.0]] * 4
+  assert state.trips.tolist() == [0, 1]
+
+
+def test_infinite_updates_slow_their_unit_and_nan_nobody():
+  params = {"kernel": jnp.ones((4, 3))}
+  row = jnp.array([0.1, jnp.inf, 0.2])
+  updates = {"kernel": jnp.stack([row, row.at[2].set(jnp.nan), row, row])}
+  guarded = alrao.guard_units()
+  kept, state = jax.jit(guarded.update)(updates, guarded.init(params), params)
+  assert kept["kernel"].tolist() == [[np.float32(0.1), 0.0, 0.0]] * 4
+  assert state.trips.tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize("limit", [1.0, 1e6])
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+def test_whatever_comes_weights_stay_finite(dtype, limit):
+  rng = np.random.default_rng(4)
+  largest = float(jnp.finfo(dtype).max)
+  sizes = 10 ** np.linspace(0, np.log10(largest) - 0.01, 40)  # of the units' weights
+  params = {"kernel": jnp.asarray(np.broadcast_to(sizes, (6, 40)), dtype)}
+  guarded = alrao.guard_units(alrao.guard(limit, 0.7))
+  state, step, moved = guarded.init(params), jax.jit(guarded.update), 0
+  for _ in range(40):
+    signs = rng.choice([1.0, 1.0, -1.0], size=(6, 40))
+    values = signs * np.minimum(sizes * 10 ** rng.uniform(-1, 3, size=40), largest)
+    values[rng.random((6, 40)) < 0.002] = np.nan
+    updates, state = step({"kernel": jnp.asarray(values, dtype)}, state, params)
+    new_params = optax.apply_updates(params, updates)
+    moved += int((new_params["kernel"] != params["kernel"]).sum())
+    params = new_params
+    assert jnp.isfinite(params["kernel"]).all()
+  assert moved > 0 and state.trips[-1] > 0 and params["kernel"].dtype == dtype
+
+
+def test_gates_of_a_cell_count_as_one_unit():
+  rng = np.random.default_rng(5)
+  shapes = {"dense_i": {"kernel": (3, 8)}, "dense_h": {"kernel": (2, 8), "bias": (8,)}}
+  cell = jax.tree.map(
+    lambda shape: jnp.asarray(rng.normal(size=shape), jnp.float32),
+    shapes,
+    is_leaf=lambda node: isinstance(node, tuple),
+  )
+  specs = _units.unit_specs({"cell": cell})
+  assert {spec.tiles for spec in specs.values()} == {4}
+  norms = unit_norms(specs, _rates.make_layout(specs), {"cell": cell}, jnp.float32)
+  rows = np.concatenate([np.reshape(leaf, (-1, 8)) for leaf in jax.tree.leaves(cell)])
+  expected = [np.sqrt((rows[:, unit::2] ** 2).sum()) for unit in range(2)]
+  np.testing.assert_allclose(norms, expected, rtol=8 * 1.2e-7)
+
+
+# --- Composition
+
+
+def run(optimizer, params, steps=4, scale=30.0):
+  """Some steps with updates of which some are too large."""
+
+  def step(carry, i):
+    params, state = carry
+    grads = jax.tree.map(
+      lambda p: (scale * jnp.cos(7 * p.astype(jnp.float32) + i)).astype(p.dtype), params
+    )
+    updates, state = optimizer.update(
+      grads, state, params, head_log_likelihoods=jnp.asarray(LOG_LIKELIHOODS)
+    )
+    return (optax.apply_updates(params, updates), state), None
+
+  times = jnp.arange(steps, dtype=jnp.float32)
+  return jax.lax.scan(step, (params, optimizer.init(params)), times)[0]
+
+
+def make_optimizer(key):
+  return alrao.alrao(key, guard=alrao.guard())
+
+
+def test_scan_equals_a_loop_of_updates():
+  optimizer, params = make_optimizer(jax.random.key(0)), make_params()
+  update = jax.jit(optimizer.update)
+  scanned, scanned_state = run(optimizer, params)
+  state = optimizer.init(params)
+  for i in range(4):
+    grads = jax.tree.map(lambda p, i=i: 30.0 * jnp.cos(7 * p + float(i)), params)
+    updates, state = update(
+      grads, state, params, head_log_likelihoods=jnp.asarray(LOG_LIKELIHOODS)
+    )
+    params = optax.apply_updates(params, updates)
+  assert 0 < int((trips_of(state) > 0).sum()) < 9
+  np.testing.assert_array_equal(trips_of(state), trips_of(scanned_state))
+  # Fused and separate sums differ by ulps, which four steps of cos(7 p) magnify.
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, rtol=1e-3), scanned, params
+  )
+
+
+def test_vmap_over_keys_equals_one_key_at_a_time():
+  params, keys = make_params(), jax.random.split(jax.random.key(5), 3)
+  batched = jax.jit(jax.vmap(lambda key: run(make_optimizer(key), params)))(keys)
+  trips = trips_of(batched[1])
+  assert trips.shape == (3, 9) and len({tuple(row) for row in trips.tolist()}) > 1
+  for i, key in enumerate(keys):
+    one = run(make_optimizer(key), params)
+    np.testing.assert_array_equal(trips[i], trips_of(one[1]))
+
+
+def test_a_mask_guards_its_part_as_if_alone():
+  params = make_params()
+  body = {name: params[name] for name in ("conv", "dense")}
+  updates = jax.tree.map(lambda p: 1e3 * p, params)
+  mask = {"conv": True, "dense": False, "out": False}
+  masked = optax.masked(alrao.guard_units(), mask)
+  kept, state = masked.update(updates, masked.init(params), params)
+  assert_trees_equal(kept["dense"], updates["dense"])
+  assert not kept["conv"]["kernel"].any() and trips_of(state).shape == (5,)
+  parts = optax.partition(
+    {"a": alrao.guard_units(), "b": optax.set_to_zero()},
+    {"conv": "a", "dense": "a", "out": "b"},
+  )
+  kept, state = parts.update(updates, parts.init(params), params)
+  alone = alrao.guard_units()
+  expected, _ = alone.update({n: updates[n] for n in body}, alone.init(body), body)
+  assert_trees_equal({name: kept[name] for name in body}, expected)
+  assert trips_of(state).tolist() == [1] * 9
+
+
+def test_hyperparameters_may_be_injected_beside_a_guard():
+  injected = optax.inject_hyperparams(alrao.alrao, static_args=("key",))
+  params = make_params()
+  with jax.numpy_dtype_promotion("standard"):
+    optimizer = injected(jax.random.key(0), guard=alrao.guard())
+    got, state = run(optimizer, params)
+  expected, expected_state = run(make_optimizer(jax.random.key(0)), params)
+  np.testing.assert_array_equal(trips_of(state), trips_of(expected_state))
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3), got, expected)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
+def test_dtypes_never_change(dtype):
+  with jax.enable_x64(dtype == "float64"):
+    params = make_params(jnp.dtype(dtype))
+    optimizer = make_optimizer(jax.random.key(0))
+    before = jax.eval_shape(optimizer.init, params)
+    new_params, state = jax.eval_shape(lambda p: run(optimizer, p), params)
+  of = functools.partial(jax.tree.map, lambda x: (x.shape, x.dtype))
+  assert of(new_params) == of(jax.eval_shape(lambda: params)) and of(state) == of(
+    before
+  )
+
+
+def test_overrides_and_frozen_parameters_are_read_as_by_the_rates():
+  params = make_params()
+  overrides = (("^dense/", "frozen"), ("^conv/kernel", "one_rate"))
+  optimizer = alrao.alrao(jax.random.key(0), overrides=overrides, guard=alrao.guard())
+  got, state = run(optimizer, params)
+  assert trips_of(state).shape == (1 + 5,)
+  assert_trees_equal(got["dense"], params["dense"])
+
+
+def test_map_params_finds_no_parameters_in_the_state():
+  guarded, params = alrao.guard_units(), make_params()
+  state = guarded.init(params)
+  assert_trees_equal(optax.tree.map_params(guarded, lambda x: 1 / 0, state), state)
+
+
+def test_an_nnx_optimizer_takes_it():
+  model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+  before = np.asarray(model.kernel[...])
+  key = jax.random.key(0)
+  tx = alrao.alrao(key, None, 1e5, 1e6, heads=None, guard=alrao.guard())
+  optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+  optimizer.update(model, jax.tree.map(jnp.ones_like, nnx.state(model, nnx.Param)))
+  np.testing.assert_array_equal(model.kernel[...], before)
+  assert trips_of(optimizer.opt_state).tolist() == [1, 1]
+
+
+# --- What it is for
+
+
+@pytest.mark.parametrize("heads", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_network_that_overflows_without_it_learns_with_it(heads):
+  _, _, lost = train(None, 1e3, 200, heads)
+  params, state, losses = train(alrao.guard(), 1e3, 200, heads)
+  stuck = ~np.isfinite(lost) | (lost > np.log(3) - 0.1)
+  assert stuck[-20:].all()
+  assert np.isfinite(losses).all()
+  assert losses[-20:].max() < 0.5 * np.log(3)
+  assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+  assert 0 < int((trips_of(state) > 0).sum()) < trips_of(state).size
+
+
+# --- Errors
+
+
+def test_errors_say_what_to_write():
+  params = make_params()
+  guarded = alrao.guard_units()
+  state = guarded.init(params)
+  with pytest.raises(
+    ValueError, match=r"needs params.*update\(grads, opt_state, params"
+  ):
+    guarded.update(params, state)
+  with pytest.raises(ValueError, match="a state of 9 units, for parameters with 4"):
+    guarded.update({"dense": params["dense"]}, state, {"dense": params["dense"]})
+  with pytest.raises(ValueError, match=r"guard\(limit=...\) must be positive, got 0"):
+    alrao.guard(limit=0)
+  with pytest.raises(ValueError, match=r"guard\(slowdown=...\) must be between"):
+    alrao.guard(slowdown=2.0)
+  with pytest.raises(TypeError, match=r"alrao_jax.guard\(...\) returns, got True"):
+    alrao.alrao(jax.random.key(0), guard=True)  # pyright: ignore
