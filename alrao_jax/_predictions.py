@@ -1,5 +1,6 @@
 r"""Predictions of a mixture of heads, :math:`p(y) = \sum_j a_j p_j(y)`."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -56,11 +57,18 @@ def mixture_mean(
   heads: HeadOutputs,
   log_weights: jax.Array,
   link: Callable[[Any], jax.Array] | None = None,
+  *,
+  min_weight: float = 0.0,
 ) -> jax.Array:
   r"""Mean prediction of a mixture, :math:`\sum_j a_j\, \text{link}(\text{outputs}_j)`.
 
   Entries that are not finite in a head are left out there, and the weights are
   renormalised over the others.
+
+  A mean, unlike a mixture's probabilities, has no bound: a head that has diverged to
+  1e9 and is not infinite ruins it with a weight of a millionth, which the switch
+  leaves to every head. For outputs without bounds, such as regression's, give
+  ``min_weight=0.05`` or the like.
 
   Args:
     heads: outputs with leading axis ``num_heads``.
@@ -68,6 +76,8 @@ def mixture_mean(
     link: what to average, a function of one head's outputs: `jax.nn.sigmoid` for the
       probabilities of yes-no labels, ``lambda outputs: outputs[0]`` for the means of
       heads that return ``(mean, log_scale)``. By default the outputs.
+    min_weight: heads of a smaller weight are left out; 0 to ``1 / num_heads``, so that
+      one always remains.
 
   Returns:
     The mean, of the shape of ``link``'s result, in at least float32; NaN where no head
@@ -75,7 +85,7 @@ def mixture_mean(
 
   Raises:
     TypeError: ``heads`` is not `HeadOutputs`, or what is averaged is not one array.
-    ValueError: ``log_weights`` have another shape.
+    ValueError: ``log_weights`` have another shape; ``min_weight`` is out of range.
 
   Example:
     >>> import jax.numpy as jnp
@@ -87,6 +97,17 @@ def mixture_mean(
   """
   call = "mixture_mean()"
   check_heads(call, heads, log_weights)
+  if not 0 <= min_weight <= 1 / heads.num_heads:
+    raise ValueError(
+      f"{call[:-1]}min_weight=...) must be from 0 to 1 / num_heads = "
+      f"{1 / heads.num_heads:g}, got {min_weight}."
+    )
+  if min_weight:
+    log_weights = jnp.asarray(log_weights)
+    # The heaviest has 1 / num_heads but for rounding.
+    believed = log_weights >= math.log(min_weight)
+    believed |= log_weights == log_weights.max()
+    log_weights = jnp.where(believed, log_weights, -jnp.inf)
   values = heads.shared if link is None else jax.vmap(link)(heads.shared)
   values = one_array(call, values)
   values = values.astype(loss_dtype(values))

@@ -156,11 +156,12 @@ def predict(outputs: Any, log_weights: jax.Array, noise_scale: float) -> Predict
     # The switch gives up on no head: one that diverged keeps a weight of a millionth,
     # and would ruin the mean if that is a billion. Believe in those with a weight of
     # half an even share, which no head gets without merit.
-    believed = log_weights > jnp.log(0.5 / len(log_weights))
-    log_weights = jnp.where(believed, log_weights, -jnp.inf)
+    least = 0.5 / len(log_weights)
     # The moments of a mixture are the means of its heads'.
     mean, square, density = (
-      alrao.mixture_mean(outputs, log_weights, lambda head, i=i: moments(head)[i])
+      alrao.mixture_mean(
+        outputs, log_weights, lambda head, i=i: moments(head)[i], min_weight=least
+      )
       for i in range(3)
     )
   else:

@@ -766,3 +766,27 @@ def test_predictions_have_finite_gradients_beside_a_head_that_is_not(bad):
   assert np.isfinite(gradient).all()
   assert (gradient[1] == 0).all()
   assert (gradient[0, 2] != 0).any()
+
+
+def test_mean_leaves_out_heads_below_the_least_weight():
+  values = jnp.array([1.0, 3.0, 1e9])[:, None]
+  heads = HeadOutputs(shared=values, own=values)
+  log_weights = jnp.log(jnp.array([0.6, 0.3999, 0.0001]))
+  assert mixture_mean(heads, log_weights)[0] > 1e4
+  mean = mixture_mean(heads, log_weights, min_weight=0.05)
+  expected = (0.6 * 1.0 + 0.3999 * 3.0) / 0.9999
+  np.testing.assert_allclose(mean, [expected], rtol=1e-6)
+
+
+def test_mean_keeps_a_head_whatever_the_rounding():
+  values = jnp.array([1.0, 3.0, 5.0])[:, None]
+  heads = HeadOutputs(shared=values, own=values)
+  even = jnp.full(3, jnp.log(1 / 3) - 1e-6)  # a little too small each
+  np.testing.assert_allclose(mixture_mean(heads, even, min_weight=1 / 3), [3.0])
+
+
+@pytest.mark.parametrize("min_weight", [-0.1, 0.6, float("nan")])
+def test_least_weight_that_may_leave_no_head_is_an_error(min_weight):
+  heads = HeadOutputs(shared=jnp.ones((2, 1)), own=jnp.ones((2, 1)))
+  with pytest.raises(ValueError, match=r"min_weight=.* must be from 0 to 1 / num_h"):
+    mixture_mean(heads, jnp.zeros(2), min_weight=min_weight)

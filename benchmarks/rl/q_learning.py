@@ -1,6 +1,5 @@
 """What deep Q-learning computes: values of actions, targets, and the loss."""
 
-import math
 from typing import Any
 
 import flax.linen as nn
@@ -65,9 +64,8 @@ def values(
   outputs: Any = network.apply({"params": params}, observations)
   if network.num_heads is None:
     return outputs
-  believed = log_weights > -math.log(2 * network.num_heads)
-  log_weights = jnp.where(believed, log_weights, -jnp.inf)
-  return alrao_jax.mixture_mean(outputs, log_weights)
+  even_share = 1 / network.num_heads
+  return alrao_jax.mixture_mean(outputs, log_weights, min_weight=even_share / 2)
 
 
 def targets(
