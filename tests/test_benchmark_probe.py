@@ -1,0 +1,57 @@
+"""A learning rate from the heads' posterior, and how it is compared with sweeps."""
+
+import pytest
+from benchmark_cases import quiet
+
+from benchmarks import probe
+from benchmarks.experiments import Experiment, OptionError
+from benchmarks.results import Row, RunRecords, Table
+from benchmarks.tasks import TASKS
+
+
+def run_of(optimizer, seed=0, loss=1.0, weights=()):
+  epochs = [{"head_weights": [list(weights)]}]
+  config = {"task": "images", "optimizer": optimizer, "seed": seed, "chance": 0.1}
+  summary = {"config": config, "validation_loss": loss, "test_accuracy": 0.5}
+  return RunRecords(summary, epochs)
+
+
+def test_all_weight_on_a_head_suggests_its_rate():
+  assert probe.suggest([1.0, 0.0, 0.0]) == pytest.approx(1e-5)
+  assert probe.suggest([0.0, 0.0, 1.0]) == pytest.approx(10.0)
+  assert probe.suggest([1.0, 1.0, 1.0]) == pytest.approx(1e-2)
+
+
+def test_suggestions_are_compared_with_the_best_rate():
+  heads = [[0.0, 0.0, 1.0], [0.0, 1.0, 0.0]]  # suggest 10 and 0.01
+  alrao = [run_of("alrao", seed, weights=w) for seed, w in enumerate(heads)]
+  table = Table(
+    TASKS["images"],
+    "net",
+    [
+      Row("alrao", None, 3, alrao),
+      Row("sgd", 1.0, None, [run_of("sgd", loss=2.0)]),
+      Row("sgd", 10.0, None, [run_of("sgd", loss=1.0)]),
+    ],
+  )
+  lines = probe.compare([table], epoch=5)
+  assert lines[2] == "| net | 10 | 10, 0.01 | -1.5 |"
+  assert lines[-1].startswith("1 of 2 suggestions")
+
+
+def test_probe_prints_a_rate_and_refuses_other_optimizers(
+  tmp_path, monkeypatch, capsys
+):
+  base = Experiment(
+    "digits", "mlp", 1 / 16, num_train=64, num_validation=16, num_test=8
+  )
+  with pytest.raises(OptionError, match="--optimizer must be alrao"):
+    probe.Run(Experiment(optimizer="adam"))()
+  monkeypatch.setattr(probe, "Display", quiet)
+  said = []
+  monkeypatch.setattr(
+    "benchmarks.progress.Display.say", lambda _, text: said.append(text)
+  )
+  options = {**vars(base), "max_epochs": 1}
+  probe.Run(Experiment(**options), out=tmp_path)()
+  assert said[-1].startswith("suggested learning rate for plain SGD: ")
