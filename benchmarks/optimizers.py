@@ -16,9 +16,12 @@ OptimizerName = Literal[
   "alrao_adam",
   "alrao_momentum",
   "alrao_cosine",
+  "alrao_fast",
   "sgd",
+  "sgd_momentum",
   "adam",
   "adamw",
+  "adamw_rates",
   "sgd_tuned",
   "prodigy",
   "dadapt_adamw",
@@ -36,13 +39,13 @@ class Setting(NamedTuple):
 
   Attributes:
     key: Random key.
-    rate: Learning rate; None unless the optimizer `takes_rate`.
+    rate: Learning rate, or what else the optimizer takes; None if it takes none.
     num_steps: Number of steps, if a run goes to its maximum of epochs.
     has_batch_norm: Whether the network has batch normalisation.
   """
 
   key: jax.Array
-  rate: float | None
+  rate: Any
   num_steps: int
   has_batch_norm: bool
 
@@ -59,6 +62,7 @@ class Optimizer(NamedTuple):
     has_heads: Whether the network needs Alrao's heads.
     averaged_params: Function of (opt_state, params) that returns the parameters to
       evaluate, where these are not those that train.
+    num_heads: How many heads it has, where it has heads and no option says otherwise.
   """
 
   label: str
@@ -67,6 +71,7 @@ class Optimizer(NamedTuple):
   takes_rate: bool = False
   has_heads: bool = False
   averaged_params: Callable[[optax.OptState, PyTree], PyTree] | None = None
+  num_heads: int = 10
 
 
 class PolynomialAveragingState(NamedTuple):
@@ -173,10 +178,26 @@ OPTIMIZERS: dict[str, Optimizer] = {
     make=lambda setting: alrao(setting.key, schedule=_cosine(setting, 1.0)),
     has_heads=True,
   ),
+  "alrao_fast": Optimizer(
+    label="Alrao, [1e-3, 100]",
+    source="arXiv 1810.01322, first version, Penn Treebank: interval [1e-3, 100], 6 "
+    "heads.",
+    make=lambda setting: alrao(setting.key, None, 1e-3, 100.0),
+    has_heads=True,
+    num_heads=6,
+  ),
   "sgd": Optimizer(
     label="SGD",
     source="arXiv 1810.01322, experiments: rates 1e-5, 1e-4, ..., 10, no momentum.",
     make=lambda setting: optax.inject_hyperparams(optax.sgd)(setting.rate),
+    takes_rate=True,
+  ),
+  "sgd_momentum": Optimizer(
+    label="SGD with momentum",
+    source="SGD's rates; momentum 0.9.",
+    make=lambda setting: optax.inject_hyperparams(optax.sgd, static_args="momentum")(
+      setting.rate, momentum=0.9
+    ),
     takes_rate=True,
   ),
   "adam": Optimizer(
@@ -188,6 +209,12 @@ OPTIMIZERS: dict[str, Optimizer] = {
     label="AdamW",
     source="Adam's rate 1e-3; weight decay 1e-4, the default of optax.adamw.",
     make=lambda setting: optax.adamw(1e-3),
+  ),
+  "adamw_rates": Optimizer(
+    label="AdamW",
+    source="SGD's rates; weight decay 1e-4, the default of optax.adamw.",
+    make=lambda setting: optax.inject_hyperparams(optax.adamw)(setting.rate),
+    takes_rate=True,
   ),
   "sgd_tuned": Optimizer(
     label="SGD, tuned recipe",
@@ -243,4 +270,11 @@ PEERS = (
   "dowg",
   "dog",
   "mechanize_adam",
+)
+
+# Those of the tables of images; the others are for other tasks' tables.
+IMAGE_OPTIMIZERS = tuple(
+  name
+  for name in OPTIMIZERS
+  if name not in ("alrao_fast", "sgd_momentum", "adamw_rates")
 )

@@ -36,6 +36,7 @@ class Task(NamedTuple):
     table_options: Options that tell one table from another.
     size_options: Options that tell one size of experiment from another.
     size: What a size's title says of it, a format of its options.
+    papers_key: Options that tell which of the papers' figures belong beside a run.
     not_real: What is said in bold of results that are not on the papers' data.
   """
 
@@ -47,6 +48,7 @@ class Task(NamedTuple):
   table_options: tuple[str, ...]
   size_options: tuple[str, ...]
   size: str
+  papers_key: tuple[str, ...]
   not_real: str
 
   def table_title(self, config: Record) -> str:
@@ -66,17 +68,18 @@ class Task(NamedTuple):
     return ", ".join(words)
 
   def papers(self, config: Record) -> papers.Figures | None:
-    """Returns the papers' figures for a run's network at width 1, if they have any.
+    """Returns the papers' figures for what a run trains, if they have any.
 
     Args:
       config: The run's options.
     """
-    table = config[self.table_options[0]]
-    return papers.TABLE_1.get((config["dataset"], table, config["optimizer"]))
+    names = ("dataset", *self.papers_key, "optimizer")
+    return papers.TABLE_1.get(tuple(config[name] for name in names))
 
 
 _LOSS = Measure("loss", "loss")
 _ACCURACY = Measure("accuracy", "accuracy, %", 100.0, 2, True)
+_BITS = Measure("bits", "bits a symbol")
 _RETURN = Measure("return", "return", 1.0, 1, True)
 
 TASKS = {
@@ -99,7 +102,33 @@ TASKS = {
       "dtype",
     ),
     size="{dataset}, {num_train:,} training images, at most {max_epochs} epochs",
+    papers_key=("network",),
     not_real="Not CIFAR-10",
+  ),
+  "text": Task(
+    title="Text",
+    measures=(_BITS, _ACCURACY),
+    score=_BITS,
+    curve=_BITS,
+    curve_limit=None,
+    table_options=("network", "level", "output_layer"),
+    size_options=(
+      "dataset",
+      "level",
+      "num_train",
+      "num_validation",
+      "num_test",
+      "max_epochs",
+      "epoch_steps",
+      "patience",
+      "batch_size",
+      "length",
+      "dropout",
+      "clip",
+    ),
+    size="{dataset}, {level}, at most {max_epochs} epochs of {epoch_steps} steps",
+    papers_key=("level", "network"),
+    not_real="Not Penn Treebank",
   ),
   "rl": Task(
     title="Reinforcement learning",
@@ -120,6 +149,7 @@ TASKS = {
       "width",
     ),
     size="{num_steps:,} steps in {environment}",
+    papers_key=("environment",),
     not_real="",
   ),
 }

@@ -39,9 +39,7 @@ def test_suggestions_are_compared_with_the_best_rate():
   assert lines[-1].startswith("1 of 2 suggestions")
 
 
-def test_probe_prints_a_rate_and_refuses_other_optimizers(
-  tmp_path, monkeypatch, capsys
-):
+def test_probe_prints_a_rate_and_refuses_other_optimizers(tmp_path, monkeypatch):
   base = Experiment(
     "digits", "mlp", 1 / 16, num_train=64, num_validation=16, num_test=8
   )
