@@ -12,6 +12,7 @@ from ._averaging import SwitchState as SwitchState
 from ._averaging import bayes as bayes
 from ._averaging import fixed_share as fixed_share
 from ._averaging import switch as switch
+from ._chunked import chunked_mixture_loss as chunked_mixture_loss
 from ._collapse import collapse as collapse
 from ._collapse import take_heads as take_heads
 from ._describe import describe_units as describe_units

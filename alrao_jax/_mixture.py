@@ -125,7 +125,7 @@ def routed_loss(
   if any(jnp.issubdtype(x.dtype, jnp.inexact) for x in closed_over):
     # A zero cotangent times an infinite output is NaN, and would reach what log_prob
     # closes over. (Otherwise XLA computes the two evaluations as one.)
-    outputs = _with_finite_heads(outputs, alive)
+    outputs = with_finite_heads(outputs, alive)
   shared = jnp.where(used, converted(closed_over, outputs), 0)
 
   log_weights = jax.lax.stop_gradient(jnp.asarray(log_weights).astype(shared.dtype))
@@ -143,7 +143,7 @@ def routed_loss(
   return loss, jax.lax.stop_gradient(info)
 
 
-def _with_finite_heads(outputs: Any, alive: jax.Array) -> Any:
+def with_finite_heads(outputs: Any, alive: jax.Array) -> Any:
   """Replaces the outputs of heads that are out by an alive head's, or by zeros."""
 
   def replace(x):

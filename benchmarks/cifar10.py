@@ -16,7 +16,7 @@ import tyro
 
 from benchmarks import commands, sweeps
 from benchmarks.experiments import Experiment, Workshop
-from benchmarks.optimizers import OPTIMIZERS, PEERS
+from benchmarks.optimizers import IMAGE_OPTIMIZERS, PEERS
 from benchmarks.sweeps import Preset
 
 PresetName = Literal["reduced", "tier_a", "tier_b", "tier_c", "paper"]
@@ -77,7 +77,7 @@ PRESETS: dict[PresetName, Preset] = {
   # A CPU, all optimizers on one small network.
   "tier_b": Preset(
     bases=(_SMALL, dataclasses.replace(_SMALL, norm="none")),
-    optimizers=tuple(OPTIMIZERS),
+    optimizers=IMAGE_OPTIMIZERS,
   ),
   # An accelerator, the papers' networks for a while.
   "tier_c": Preset(
@@ -95,7 +95,7 @@ PRESETS: dict[PresetName, Preset] = {
       for network in ("mobilenet_v2", "googlenet", "vgg19")
       for width in (1.0, 3.0)
     ),
-    optimizers=tuple(OPTIMIZERS),
+    optimizers=IMAGE_OPTIMIZERS,
   ),
 }
 
