@@ -41,6 +41,7 @@ PRESETS: dict[PresetName, Preset] = {
     bases=(Experiment(environment="lunar_lander"),),
     optimizers=_METHODS,
     num_seeds=10,
+    num_rate_seeds=3,
   ),
 }
 

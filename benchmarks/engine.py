@@ -147,7 +147,7 @@ def train(
       epoch = len(history) + 1
       state, snapshot, record = _train_epoch(program, plan, display, state, epoch)
       history.append(record)
-      if best_epoch(history) == epoch:
+      if best_epoch(history, program.survives_divergence) == epoch:
         best = _to_host(snapshot)
       checkpoints.save(epoch, (state, best), {"history": history})
       records.write(plan.path, history)
@@ -158,13 +158,22 @@ def train(
   return records.read(plan.path)[-1]
 
 
-def best_epoch(history: list[records.Record]) -> int | None:
+def best_epoch(
+  history: list[records.Record], survives_divergence: bool = False
+) -> int | None:
   """Returns the epoch of least validation loss, the first of equals; None if none is.
 
   Args:
     history: Records of the epochs.
+    survives_divergence: Whether an epoch counts though a loss in it was not finite.
+      If not, its network is lost, even where what it does can still be measured.
   """
-  finite = [record for record in history if math.isfinite(record["validation_loss"])]
+  finite = [
+    record
+    for record in history
+    if math.isfinite(record["validation_loss"])
+    and (survives_divergence or not record["nonfinite_steps"])
+  ]
   best = min(finite, key=lambda record: record["validation_loss"], default=None)
   return None if best is None else best["epoch"]
 
@@ -175,7 +184,8 @@ def _ending(program: Program, plan: Plan, history: list[records.Record]) -> str 
     last = history[-1]
     if last["nonfinite_steps"] or not math.isfinite(last["validation_loss"]):
       return "failed"
-  if len(history) - (best_epoch(history) or 0) >= plan.patience:
+  best = best_epoch(history, program.survives_divergence) or 0
+  if len(history) - best >= plan.patience:
     return "early"
   return "maximum" if len(history) >= plan.max_epochs else None
 
@@ -227,7 +237,7 @@ def _summarize(
   ending: str,
 ) -> records.Record:
   """Tests the best epoch; returns the run's summary."""
-  epoch = best_epoch(history)
+  epoch = best_epoch(history, program.survives_divergence)
   # Where no epoch has a finite loss, nothing is tested, and every measure is None.
   chosen = history[epoch - 1] if epoch else dict.fromkeys(history[0])
   names = [name for name in history[0] if name.startswith("validation_")]

@@ -15,6 +15,7 @@ import datetime
 import json
 from pathlib import Path
 
+import jax
 import rich.console
 import rich.markdown
 
@@ -31,7 +32,7 @@ class Run:
   """Measure, and write what was measured."""
 
   cases: tuple[str, ...] = ("mlp", "small_cnn")
-  """Which networks; see CASES in benchmarks/overhead.py."""
+  """Which networks; see CASES in benchmarks/competitors.py."""
   rounds: int = 50
   """Number of turns that each contender has."""
   out: Path = Path("benchmarks/overhead")
@@ -43,6 +44,8 @@ class Run:
     if unknown or self.rounds < 1:
       problem = f"--cases knows {', '.join(CASES)}, not {sorted(unknown)}."
       raise OptionError(problem if unknown else "--rounds must be at least 1.")
+    # A program read from the cache would not have been compiled in the time it took.
+    jax.config.update("jax_enable_compilation_cache", False)
     console = rich.console.Console()
     for name in self.cases:
       rows = measure(CASES[name], self.rounds, console)
@@ -97,7 +100,7 @@ def table(found: records.Record) -> str:
     "time / floor",
     "ms a step",
     "rates / parameters",
-    "peak memory / SGD's and heads'",
+    "peak memory / (SGD's + 2 x more parameters)",
     "compile, s",
     "compile / SGD's",
   ]

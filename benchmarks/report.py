@@ -75,6 +75,8 @@ def _conditions(runs: list[RunRecords]) -> list[str]:
     "",
     f"Options: {options}.",
   ]
+  if task.note:
+    lines += ["", task.note]
   if not config["real_data"]:
     lines += [
       "",

@@ -129,7 +129,8 @@ class Table:
     if best is None:
       raise ValueError(f"no run of SGD tells what learning means for {self.title}.")
     chance = best.runs[0].config["chance"]
-    return self.lead(score, chance) > self.lead(best.mean_score, chance) / 2
+    margin = max(0.0, self.lead(best.mean_score, chance))
+    return self.lead(score, chance) > margin / 2
 
 
 def load(folders: Iterable[Path]) -> list[RunRecords]:
@@ -146,7 +147,8 @@ def load(folders: Iterable[Path]) -> list[RunRecords]:
   for folder in folders:
     for path in sorted(folder.rglob("*.jsonl")):
       *epochs, last = read(path) or [{"kind": "epoch"}]
-      if last["kind"] == "summary":
+      # Studies have records of their own kind of table.
+      if last["kind"] == "summary" and "study" not in last["config"]:
         runs.append(RunRecords(last, epochs))
   if not runs:
     places = ", ".join(str(folder) for folder in folders)

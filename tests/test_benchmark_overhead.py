@@ -24,7 +24,8 @@ def rows():
 def test_every_contender_has_a_row_relative_to_sgd(rows):
   assert [row["label"] for row in rows] == [
     "SGD",
-    "Alrao, 1 heads",
+    "SGD again",
+    "Alrao, 1 head",
     "Alrao, 4 heads",
     "Adam",
   ]
@@ -42,7 +43,7 @@ def test_costs_are_those_of_the_networks(rows):
   four = by_label["Alrao, 4 heads"]
   assert four["parameter_bytes"] == 4 * (body + 4 * head)
   assert four["rates_bytes"] == 4 * (2 * 16 + 4)  # one a unit and one a head
-  assert four["flops"] > by_label["Alrao, 1 heads"]["flops"] > by_label["SGD"]["flops"]
+  assert four["flops"] > by_label["Alrao, 1 head"]["flops"] > by_label["SGD"]["flops"]
   # Adam keeps two moments of every parameter.
   more = by_label["Adam"]["peak_bytes"] - by_label["SGD"]["peak_bytes"]
   assert more >= 2 * by_label["SGD"]["parameter_bytes"]

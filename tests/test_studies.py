@@ -30,7 +30,7 @@ PARAMS = {
   "body": {"Dense_0": {"kernel": jnp.ones((5, 200)), "bias": jnp.ones(200)}},
   "output": {"kernel": jnp.ones((200, 3)), "bias": jnp.ones(3)},
 }
-TINY = Images("digits", num_train=96, num_test=32, epochs=2)
+TINY = Images("digits", num_train=96, num_held_out=32, epochs=2)
 
 
 def setting(rate):
@@ -81,7 +81,8 @@ def test_fraction_freezes_whole_units_and_never_the_output_layer():
 def run_of(rate, accuracy, loss=1.0, ending="maximum", **config):
   last = {"train_loss": loss, "validation_loss": loss, "validation_accuracy": accuracy}
   epochs = [{**last, "head_weights": []}]
-  return RunRecords({"config": {"rate": rate, **config}, "ending": ending}, epochs)
+  config = {"rate": rate, "chance": 0.1, **config}
+  return RunRecords({"config": config, "ending": ending}, epochs)
 
 
 def test_claim_counts_intervals_by_what_they_hold():
@@ -93,7 +94,7 @@ def test_claim_counts_intervals_by_what_they_hold():
     (1e-3, 10.0): [run_of((1e-3, 10.0), 0.4), run_of((1e-3, 10.0), 0.4)],
   }
   lines = interval._claim(runs)
-  assert "above 30.0% test accuracy" in lines[0]
+  assert "above 30.0% held-out accuracy" in lines[0]
   assert "SGD learns: 0.1." in lines[0]
   assert lines[4:] == [
     "| holds a suitable rate | 3 of 4 |",
@@ -109,8 +110,9 @@ def test_diverged_runs_have_no_mean_loss():
 
 
 def test_posterior_table_finds_crossing_dead_heads_and_changes():
+  # Twice the least share of a head: 2 / (11 * 3) = .061.
   weights = np.full((1, 30, 3), 1 / 3)
-  weights[0, 5:] = [0.9995, 0.0003, 0.0002]
+  weights[0, 5:] = [0.995, 0.004, 0.001]
   weights[0, 20:] = [0.3, 0.6, 0.1]
   row = posterior._table(weights, batch_size=32)[-1]
   assert row == "| 0 | 160 | 1 | 2, 3 | 2 | 1 |"

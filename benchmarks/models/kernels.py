@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 Padding = Sequence[tuple[int, int]]
+LAYOUT = ("NHWC", "HWIO", "NHWC")  # Flax's
 
 
 def conv_general_dilated(
@@ -46,9 +47,12 @@ def conv_general_dilated(
   """
   height, width, per_group, features = rhs.shape
   plain = all(step == 1 for step in (*(lhs_dilation or ()), *(rhs_dilation or ())))
+  plain &= all(option is None for option in kwargs.values())
+  layout = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
+  plain &= layout == lax.conv_dimension_numbers(lhs.shape, rhs.shape, LAYOUT)
   if jax.default_backend() == "cpu" and plain:
     pointwise = (height, width, feature_group_count) == (1, 1, 1)
-    if pointwise and not any(sum(pair) for pair in padding):
+    if pointwise and not any(any(pair) for pair in padding):
       strided = lhs[:, :: window_strides[0], :: window_strides[1]]
       outputs = strided.reshape(-1, per_group) @ rhs[0, 0]
       return outputs.reshape(*strided.shape[:3], features)
@@ -56,7 +60,12 @@ def conv_general_dilated(
       pad = ((0, 0), *padding, (0, 0))
       windows = _shifts(jnp.pad(lhs, pad), (height, width), window_strides)
       weights = rhs.reshape(height * width, 1, 1, 1, features)
-      return sum(x * w for x, w in zip(windows, weights, strict=True))
+      # Summed in float32 at least, as XLA does.
+      wide = jnp.promote_types(lhs.dtype, jnp.float32)
+      terms = [
+        x.astype(wide) * w.astype(wide) for x, w in zip(windows, weights, strict=True)
+      ]
+      return sum(terms[1:], terms[0]).astype(lhs.dtype)
   return lax.conv_general_dilated(
     lhs,
     rhs,

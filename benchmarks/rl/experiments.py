@@ -63,6 +63,9 @@ class Experiment:
     if num_steps < 1 or num_steps % unit:
       rule = f"must be a multiple of {unit} (--max-epochs times environments)"
       _fail("num_steps", rule, num_steps)
+    if OPTIMIZERS[self.optimizer].averaged_params is not None:
+      rule = "must not be one that is evaluated at averaged weights"
+      _fail("optimizer", rule, self.optimizer)
     takes_rate = OPTIMIZERS[self.optimizer].takes_rate
     if takes_rate and (self.rate is None or not 0 < self.rate < float("inf")):
       _fail("rate", f"must be positive for --optimizer {self.optimizer}", self.rate)

@@ -11,6 +11,7 @@ from typing import Annotated
 import numpy as np
 import tyro
 
+from benchmarks.experiments import OptionError
 from benchmarks.progress import Display
 from benchmarks.results import RunRecords
 from benchmarks.studies import optimizers, pictures
@@ -23,7 +24,7 @@ RATES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 
 @dataclasses.dataclass(frozen=True)
 class Adam(Study):
-  """Train against test loss on Adam, and single runs to the end."""
+  """Train against held-out loss on Adam, and single runs to the end."""
 
   images: Annotated[Images, tyro.conf.arg(name="")] = Images(
     num_train=10_000, epochs=15
@@ -36,7 +37,13 @@ class Adam(Study):
   """Folder for records, numbers and picture."""
 
   def measure(self) -> list[str]:
-    """Trains what is missing; writes the picture; returns its numbers."""
+    """Trains what is missing; writes the picture; returns its numbers.
+
+    Raises:
+      OptionError: No single run, or a single epoch, which has no course.
+    """
+    if self.single_runs < 1 or self.images.epochs < 2:
+      raise OptionError("--single-runs must be at least 1, --epochs at least 2.")
     alrao = [
       Arm(
         f"alrao-{low:g}-{high:g}", optimizers.ALRAO_ADAM_INTERVAL, "alrao", (low, high)
@@ -75,7 +82,7 @@ def _curve(runs: list[RunRecords], name: str) -> np.ndarray:
 
 def _table(runs: list[RunRecords], single: list[RunRecords]) -> list[str]:
   lines = [
-    "| | last train loss | last test loss | test loss less its least |",
+    "| | last train loss | last held-out loss | the same less its least |",
     "| --- | --- | --- | --- |",
   ]
   for label, found in _by_label(runs).items():
@@ -89,8 +96,8 @@ def _table(runs: list[RunRecords], single: list[RunRecords]) -> list[str]:
     rises.append(np.max(np.diff(test)[(len(test) - 1) // 2 :]))
   lines += [
     "",
-    f"Largest rise of the test loss from one epoch to the next in the later half, over "
-    f"{len(single)} runs: median {np.median(rises):.3f}, largest {np.max(rises):.3f}.",
+    "Largest rise of the held-out loss from one epoch to the next in the later half, "
+    f"over {len(single)} runs: median {np.median(rises):.3f}, largest {np.max(rises):.3f}.",
   ]
   return lines
 
@@ -102,14 +109,14 @@ def _draw(runs: list[RunRecords], single: list[RunRecords], path: Path) -> None:
       curve = _curve(found, name)
       style = "-" if label.startswith("Alrao") else "--"
       axis.plot(np.arange(1, len(curve) + 1), curve, style, label=label)
-    title = {"train_loss": "train", "validation_loss": "test"}[name]
+    title = {"train_loss": "train", "validation_loss": "held-out"}[name]
     axis.set(xlabel="epoch", ylabel="loss", title=title, ylim=(0.6, 2.6))
   axes[1].legend(fontsize=7)
   for run in single:
     curve = _curve([run], "validation_loss")
     axes[2].plot(np.arange(1, len(curve) + 1), curve, linewidth=1)
   axes[2].set(
-    xlabel="epoch", ylabel="test loss", title=f"{_label(single[0])}, single runs"
+    xlabel="epoch", ylabel="held-out loss", title=f"{_label(single[0])}, single runs"
   )
   axes[2].set_ylim(0.6, 2.6)
   pictures.save(figure, path)

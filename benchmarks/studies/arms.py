@@ -5,10 +5,13 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
 
 from benchmarks import data, engine
 from benchmarks.data import DataError
+from benchmarks.experiments import OptionError
 from benchmarks.images import ImageData, ImageProgram
 from benchmarks.models import build_model
 from benchmarks.optimizers import Optimizer
@@ -21,18 +24,35 @@ from benchmarks.results import RunRecords
 class Images:
   """On which images a study trains, and for how long."""
 
-  dataset: str = "cifar10"
-  """cifar10, or digits, which needs no files."""
+  dataset: Literal["cifar10", "digits"] = "cifar10"
+  """Images to classify; digits needs no files, and has 1,437 training images."""
   num_train: int = 4_000
   """Number of training images."""
-  num_test: int = 2_000
-  """Number of test images."""
+  num_held_out: int = 2_000
+  """Number of images, from the end of the training data, on which every epoch is
+  measured. The test images have no part in a study."""
   epochs: int = 4
   """Number of epochs."""
   batch_size: int = 32
   """Images in a step."""
   data_dir: Path | None = None
   """Folder below which CIFAR-10 lies, in any of its layouts."""
+
+  def check(self) -> None:
+    """Checks what can be without the data.
+
+    Raises:
+      OptionError: Options out of range.
+    """
+    for name in ("epochs", "batch_size"):
+      if getattr(self, name) < 1:
+        rule = f"--{name.replace('_', '-')} must be at least 1"
+        raise OptionError(f"{rule}, got {getattr(self, name)}.")
+    if self.num_train < self.batch_size:
+      raise OptionError(
+        f"--num-train must be at least --batch-size ({self.batch_size}), got "
+        f"{self.num_train}."
+      )
 
 
 class Arm(NamedTuple):
@@ -59,6 +79,31 @@ class Arm(NamedTuple):
   num_heads: int = 10
 
 
+def final_accuracy(run: RunRecords) -> float:
+  """Returns the accuracy on the held-out images after the last epoch.
+
+  Args:
+    run: A run; one that failed is at chance.
+  """
+  if run.summary["ending"] == "failed":
+    return run.config["chance"]
+  return run.epochs[-1]["validation_accuracy"]
+
+
+def final_losses(run: RunRecords) -> tuple[float, float]:
+  """Returns train and held-out loss of the last epoch; nan for a run that failed.
+
+  Args:
+    run: A run.
+  """
+  last = run.epochs[-1]
+  losses = [last["train_loss"], last["validation_loss"]]
+  if run.summary["ending"] == "failed":
+    losses = [None, None]
+  train, held_out = np.array(losses, float).tolist()
+  return train, held_out
+
+
 class Trainer:
   """Trains the arms of one study."""
 
@@ -81,13 +126,15 @@ class Trainer:
 
     Raises:
       DataError: The data is missing or damaged.
+      OptionError: Options out of range.
     """
+    images.check()
     found = data.load(images.dataset, images.data_dir)
     try:
-      splits = found.split(images.num_train, None, images.num_test)
+      splits = found.split(images.num_train, images.num_held_out)
     except ValueError as error:
       raise DataError(f"{images.dataset}: {error}") from error
-    self._data = ImageData(splits._replace(validation=splits.test))
+    self._data = ImageData(splits)
     self._study, self._images, self._out = study, images, out
     self._posteriors = posteriors_per_epoch
     self._flip, self._display = found.can_flip, display

@@ -43,9 +43,12 @@ class Averaging(Study):
       }
       for name, law in laws.items():
         label = f"{name}, {how}"
-        arms.append(Arm(label.replace(" ", "-"), optimizers.averaging(law), label))
+        arm = f"{label}, {self.share:g}" if name == "fixed share" else label
+        arm = arm.replace(", ", "-").replace(" ", "-")
+        arms.append(Arm(arm, optimizers.averaging(law), label))
     with Display() as display:
-      trainer = Trainer("averaging", self.images, self.out, display)
+      every_step = self.images.num_train // self.images.batch_size - 1
+      trainer = Trainer("averaging", self.images, self.out, display, every_step)
       runs = trainer.run(arms, range(self.seeds))
     by_arm = {
       arm.compiled: [run for run in runs if run.config["arm"] == arm.name]
@@ -60,7 +63,7 @@ def _table(by_arm: dict[str, list[RunRecords]]) -> list[str]:
     "The first epoch's train loss is sequential: each batch is predicted before it is "
     "learned from.",
     "",
-    "| averaging | first epoch's train loss | last train loss | last test loss | "
+    "| averaging | first epoch's train loss | last train loss | last held-out loss | "
     "changes of the heaviest head |",
     "| --- | --- | --- | --- | --- |",
   ]
@@ -71,7 +74,8 @@ def _table(by_arm: dict[str, list[RunRecords]]) -> list[str]:
       [run.epochs[-1]["train_loss"] for run in runs],
       [run.epochs[-1]["validation_loss"] for run in runs],
     ]
-    cells = [f"{np.mean(c):.4f} ± {np.std(c, ddof=1):.4f}" for c in columns]
+    arrays = [np.array(column, float) for column in columns]
+    cells = [f"{c.mean():.4f} ± {c.std(ddof=1):.4f}" for c in arrays]
     lines.append(f"| {label} | " + " | ".join(cells) + f" | {np.mean(changes):.1f} |")
   return lines
 
@@ -85,15 +89,14 @@ def _draw(by_arm: dict[str, list[RunRecords]], path: Path) -> None:
   figure, axes = pictures.subplots(2)
   for axis, part in zip(axes, ("train", "validation"), strict=True):
     for label, runs in by_arm.items():
-      losses = np.mean(
-        [[record[f"{part}_loss"] for record in run.epochs] for run in runs], axis=0
-      )
+      values = [[record[f"{part}_loss"] for record in run.epochs] for run in runs]
+      losses = np.array(values, float).mean(axis=0)
       style = "-" if label.endswith("mean") else "--"
       axis.plot(np.arange(1, len(losses) + 1), losses, style, label=label)
     axis.set(
       xlabel="epoch",
       ylabel="loss",
-      title={"train": "train", "validation": "test"}[part],
+      title={"train": "train", "validation": "held-out"}[part],
     )
     axis.legend(fontsize=8)
   pictures.save(figure, path)

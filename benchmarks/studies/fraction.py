@@ -14,7 +14,7 @@ import tyro
 from benchmarks.progress import Display
 from benchmarks.results import RunRecords
 from benchmarks.studies import optimizers, pictures
-from benchmarks.studies.arms import Arm, Images, Trainer
+from benchmarks.studies.arms import Arm, Images, Trainer, final_accuracy
 from benchmarks.studies.study import Study
 
 FRACTIONS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
@@ -46,7 +46,7 @@ class Fraction(Study):
       Arm(
         f"p{p:g}-x{width:g}",
         optimizers.FRACTION,
-        "fraction",
+        f"fraction-{self.rate:g}",
         (self.rate, p),
         network=self.network,
         width=width,
@@ -69,7 +69,7 @@ def _select(runs: list[RunRecords], width: float, p: float) -> list[RunRecords]:
 
 def _table(runs, widths, fractions) -> list[str]:
   lines = [
-    "Test accuracy after the last epoch, %:",
+    "Held-out accuracy after the last epoch, %:",
     "",
     "| fraction p | " + " | ".join(f"width {width:g}" for width in widths) + " |",
     "|" + " --- |" * (len(widths) + 1),
@@ -77,9 +77,7 @@ def _table(runs, widths, fractions) -> list[str]:
   for p in fractions:
     cells = []
     for width in widths:
-      scores = [
-        100 * run.epochs[-1]["validation_accuracy"] for run in _select(runs, width, p)
-      ]
+      scores = [100 * final_accuracy(run) for run in _select(runs, width, p)]
       cells.append(f"{np.mean(scores):.1f} ± {np.std(scores, ddof=1):.1f}")
     lines.append(f"| {p:g} | " + " | ".join(cells) + " |")
   return lines
@@ -99,7 +97,7 @@ def _draw(runs, widths, fractions, path: Path) -> None:
       axis.errorbar(
         fractions,
         losses.mean(axis=1),
-        losses.std(axis=1),
+        losses.std(axis=1, ddof=1),
         marker="o",
         capsize=3,
         label=f"width {width:g}",
@@ -107,7 +105,7 @@ def _draw(runs, widths, fractions, path: Path) -> None:
     axis.set(
       xlabel="fraction p of the units that learn",
       ylabel="loss",
-      title={"train": "train", "validation": "test"}[part],
+      title={"train": "train", "validation": "held-out"}[part],
       ylim=(0, None),
     )
     axis.legend()

@@ -17,7 +17,7 @@ import tyro
 from benchmarks.progress import Display
 from benchmarks.results import RunRecords
 from benchmarks.studies import optimizers, pictures
-from benchmarks.studies.arms import Arm, Images, Trainer
+from benchmarks.studies.arms import Arm, Images, Trainer, final_accuracy, final_losses
 from benchmarks.studies.study import Study
 
 DECADES = tuple(range(-9, 8, 2))
@@ -28,7 +28,7 @@ WIDE = (1e-12, 1e4)
 
 @dataclasses.dataclass(frozen=True)
 class Interval(Study):
-  """Train and test loss over the grid of intervals, and over the network's width."""
+  """Train and held-out loss over the grid of intervals, and over the width."""
 
   images: Annotated[Images, tyro.conf.arg(name="")] = Images()
   seeds: int = 3
@@ -93,22 +93,14 @@ def _by_rate(runs: list[RunRecords]) -> dict[tuple[float, float], list[RunRecord
 
 
 def _mean_losses(runs: list[RunRecords]) -> tuple[float, float]:
-  """Mean train and test loss after the last epoch; nan where a run diverged."""
-  last = [run.epochs[-1] for run in runs]
-  values = [
-    [record["train_loss"], record["validation_loss"]]
-    if run.summary["ending"] == "maximum"
-    else [None, None]
-    for run, record in zip(runs, last, strict=True)
-  ]
-  return tuple(np.array(values, float).mean(axis=0).tolist())
+  """Mean train and held-out loss; nan where a run failed."""
+  return tuple(np.mean([final_losses(run) for run in runs], axis=0).tolist())
 
 
 def _claim(runs: dict[tuple[float, float], list[RunRecords]]) -> list[str]:
   """The papers' claim, in numbers: runs that learn, by what their interval holds."""
   accuracy = {
-    interval: [run.epochs[-1]["validation_accuracy"] for run in found]
-    for interval, found in runs.items()
+    interval: [final_accuracy(run) for run in found] for interval, found in runs.items()
   }
   sgd = {low: np.mean(acc) for (low, high), acc in accuracy.items() if low == high}
   best = max(sgd, key=lambda rate: sgd[rate])
@@ -125,8 +117,8 @@ def _claim(runs: dict[tuple[float, float], list[RunRecords]]) -> list[str]:
     if holds and sgd[high] <= threshold:
       despite += (learned, len(found))
   return [
-    f"A run has learned above {threshold:.1%} test accuracy: chance plus half of what "
-    f"SGD at its best rate ({best:g}) reaches beyond it. Suitable rates, at which SGD "
+    f"A run has learned above {threshold:.1%} held-out accuracy: chance plus half of "
+    f"what SGD at its best rate ({best:g}) reaches beyond it. Suitable rates, at which SGD "
     f"learns: {', '.join(f'{rate:g}' for rate in suitable)}.",
     "",
     "| interval | runs of Alrao that learn |",
@@ -147,12 +139,11 @@ def _width_table(runs: list[RunRecords]) -> list[str]:
       if isinstance(rate, float)
       else f"Alrao [{rate[0]:g}, {rate[1]:g}]"
     )
-    accuracy = run.epochs[-1]["validation_accuracy"]
-    arms.setdefault((label, width), []).append(accuracy)
+    arms.setdefault((label, width), []).append(final_accuracy(run))
   widths = sorted({width for _, width in arms})
   labels = list(dict.fromkeys(label for label, _ in arms))
   lines = [
-    "Test accuracy, %, by factor on the channels (4, 8, 16):",
+    "Held-out accuracy, %, by factor on the channels (4, 8, 16):",
     "",
     "| | " + " | ".join(f"x{width:g}" for width in widths) + " |",
     "|" + " --- |" * (len(widths) + 1),
@@ -169,7 +160,7 @@ def _width_table(runs: list[RunRecords]) -> list[str]:
 
 def _draw(decades, losses, path: Path) -> None:
   figure, axes = pictures.subplots(2, 5.2, 4.6)
-  for axis, part, title in zip(axes, (0, 1), ("train", "test"), strict=True):
+  for axis, part, title in zip(axes, (0, 1), ("train", "held-out"), strict=True):
     grid = np.full((len(decades), len(decades)), np.nan)
     for i, j in itertools.combinations_with_replacement(range(len(decades)), 2):
       grid[j, i] = losses[10.0 ** decades[i], 10.0 ** decades[j]][part]

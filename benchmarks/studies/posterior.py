@@ -4,6 +4,7 @@ The papers' posterior settles on one head after about 4,000 samples.
 """
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import tyro
 
+from benchmarks.experiments import OptionError
 from benchmarks.progress import Display
 from benchmarks.results import RunRecords
 from benchmarks.studies import optimizers, pictures
@@ -18,7 +20,6 @@ from benchmarks.studies.arms import Arm, Images, Trainer
 from benchmarks.studies.study import Study
 
 CERTAIN = 0.99
-DEAD = 1e-3
 EARLY_STEPS = 10
 
 
@@ -35,8 +36,14 @@ class Posterior(Study):
   """Folder for records, numbers and picture."""
 
   def measure(self) -> list[str]:
-    """Trains what is missing; writes the picture; returns its numbers."""
+    """Trains what is missing; writes the picture; returns its numbers.
+
+    Raises:
+      OptionError: Too few steps.
+    """
     steps_per_epoch = self.images.num_train // self.images.batch_size
+    if steps_per_epoch * self.images.epochs <= EARLY_STEPS:
+      raise OptionError(f"--num-train and --epochs must give over {EARLY_STEPS} steps.")
     arm = Arm("alrao", optimizers.ALRAO, "alrao", network=self.network)
     with Display() as display:
       trainer = Trainer(
@@ -56,15 +63,24 @@ def _weights(run: RunRecords) -> np.ndarray:
 
 
 def _table(weights: np.ndarray, batch_size: int) -> list[str]:
+  num_heads = weights.shape[2]
+  # Before step t + 1 the switch has just redistributed 1 / (t + 1) of all weight, and
+  # gives every head its part of that.
+  least = 1 / ((EARLY_STEPS + 1) * num_heads)
+  earliest = math.ceil((1 - 1 / num_heads) / (1 - CERTAIN)) - 1
   lines = [
-    f"| seed | samples until a weight passes {CERTAIN} | that head | dead (below "
-    f"{DEAD:g}) after {EARLY_STEPS} steps | heaviest at the end | changes of the "
-    "heaviest head after that |",
+    f"The switch leaves every head at least {least:.3f} after {EARLY_STEPS} steps, and "
+    f"lets none pass {CERTAIN} before {earliest * batch_size:,} samples. A head is "
+    f"called dead after {EARLY_STEPS} steps if it has less than twice that least.",
+    "",
+    f"| seed | samples until a weight passes {CERTAIN} | that head | dead after "
+    f"{EARLY_STEPS} steps | heaviest at the end | changes of the heaviest head after "
+    "that |",
     "| --- | --- | --- | --- | --- | --- |",
   ]
   for seed, run in enumerate(weights):
     certain = np.flatnonzero(run.max(axis=1) > CERTAIN)
-    dead = np.flatnonzero(run[EARLY_STEPS] < DEAD) + 1
+    dead = np.flatnonzero(run[EARLY_STEPS] < 2 * least) + 1
     leader = run.argmax(axis=1)
     first = certain[0] if certain.size else None
     lines.append(
@@ -87,7 +103,6 @@ def _draw(weights: np.ndarray, batch_size: int, path: Path) -> None:
     xlabel="samples",
     ylabel="posterior weight",
     title="seed 0, by head (1: slowest)",
-    xscale="symlog",
   )
   first.set_xscale("symlog", linthresh=batch_size)
   first.legend(fontsize=7, ncols=2)

@@ -10,13 +10,13 @@ import tyro
 from benchmarks.optimizers import SGD_RATES
 from benchmarks.progress import Display
 from benchmarks.studies import optimizers, pictures
-from benchmarks.studies.arms import Arm, Images, Trainer
+from benchmarks.studies.arms import Arm, Images, Trainer, final_accuracy
 from benchmarks.studies.study import Study
 
 
 @dataclasses.dataclass(frozen=True)
 class Width(Study):
-  """Test accuracy at width 1 and 3, by learning rate."""
+  """Held-out accuracy at width 1 and 3, by learning rate."""
 
   images: Annotated[Images, tyro.conf.arg(name="")] = Images(num_train=10_000, epochs=6)
   seeds: int = 3
@@ -45,9 +45,7 @@ class Width(Study):
     scores: dict[tuple, list[float]] = {}
     for run in runs:
       key = tuple(run.config[name] for name in ("network", "width", "rate"))
-      accuracy = run.epochs[-1]["validation_accuracy"]
-      failed = run.summary["ending"] == "failed"
-      scores.setdefault(key, []).append(0.1 if failed else accuracy)
+      scores.setdefault(key, []).append(final_accuracy(run))
     _draw(self, scores)
     return _table(self, scores)
 
@@ -55,7 +53,7 @@ class Width(Study):
 def _table(study: Width, scores: dict[tuple, list[float]]) -> list[str]:
   columns = [(n, w) for n in study.networks for w in study.widths]
   lines = [
-    "Test accuracy after the last epoch, % (a failed run counts as 10):",
+    "Held-out accuracy after the last epoch, % (a failed run counts as 10):",
     "",
     "| | " + " | ".join(f"{n}, width {w:g}" for n, w in columns) + " |",
     "|" + " --- |" * (len(columns) + 1),
@@ -80,10 +78,10 @@ def _draw(study: Width, scores: dict[tuple, list[float]]) -> None:
       axis.axhline(
         alrao.mean(), color=f"C{i}", linestyle="--", label=f"Alrao, width {width:g}"
       )
-      low, high = alrao.mean() - alrao.std(), alrao.mean() + alrao.std()
+      low, high = alrao.mean() - alrao.std(ddof=1), alrao.mean() + alrao.std(ddof=1)
       axis.axhspan(low, high, color=f"C{i}", alpha=0.15, linewidth=0)
     axis.set(
-      xscale="log", xlabel="learning rate", ylabel="test accuracy, %", title=network
+      xscale="log", xlabel="learning rate", ylabel="held-out accuracy, %", title=network
     )
     axis.legend(fontsize=8)
   pictures.save(figure, study.out / "width.png")
