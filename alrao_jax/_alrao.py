@@ -114,6 +114,11 @@ def alrao(
   """
   _checks.check_key("alrao()", key)
   _checks.check_interval("alrao()", min_learning_rate, max_learning_rate)
+  if guard is not None and not isinstance(guard, Guard):
+    raise TypeError(
+      f"alrao(guard=...) must be what alrao_jax.guard(...) returns, got {guard!r}. "
+      "Write alrao(..., guard=alrao_jax.guard())."
+    )
   base = optax.identity() if base is None else base
   _check_base(base)
   parts = [drop_diverged(), base]

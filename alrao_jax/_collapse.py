@@ -33,7 +33,9 @@ def collapse(
   step, which compiles once more, and costs what the kept heads cost. A kept head goes
   on as it was: its parameters, momenta and averages and the quantile of its learning
   rate stay to the last bit. The posterior is renormalised over the kept heads. The body
-  changes in nothing. With all heads kept, everything is returned as it is.
+  changes in nothing: its arrays are those of the arguments, not copies, so a step that
+  donates the new state's buffers ends the old state's too. With all heads kept,
+  everything is returned as it is.
 
   Several MultiHeads keep the same heads, since one ladder of rates serves them all: by
   default those that are best in the product of their posteriors.
@@ -48,8 +50,8 @@ def collapse(
     params: The parameters, as the optimizer is given them.
     opt_state: The optimizer's state.
     keep: How many heads, the best by the posterior; or the indices of the heads to
-      keep, in their new order. Inside ``jax.jit``, where the posterior is not yet
-      known, only indices.
+      keep, in any order: the heads stay sorted, slowest first. Inside ``jax.jit``,
+      where the posterior is not yet known, only indices.
     heads: Regular expression for the paths of the heads' parameters, as the optimizer
       was given it.
 
@@ -106,7 +108,7 @@ def take_heads(tree: Any, kept: Sequence[int], *, heads: str = HEADS_REGEX) -> A
   Args:
     tree: Any tree in which the heads' arrays lie below their key, ``alrao_heads``,
       with the heads on axis 0.
-    kept: Indices of the heads, in their new order.
+    kept: Indices of the heads, in any order: the heads stay sorted.
     heads: Regular expression for the paths of the heads' arrays.
 
   Returns:
@@ -120,7 +122,7 @@ def take_heads(tree: Any, kept: Sequence[int], *, heads: str = HEADS_REGEX) -> A
     >>> import alrao_jax as alrao, jax.numpy as jnp
     >>> batch_stats = {"out": {"alrao_heads": {"mean": jnp.arange(3.0)}}}
     >>> alrao.take_heads(batch_stats, (2, 0))["out"]["alrao_heads"]["mean"].tolist()
-    [2.0, 0.0]
+    [0.0, 2.0]
   """
   call = "take_heads()"
 
@@ -178,7 +180,7 @@ def _indices(call, argument, given, num_heads):
     raise ValueError(
       f"{where} must be different indices from 0 to {num_heads - 1}, got {kept}."
     )
-  return kept
+  return tuple(sorted(kept))  # the ladder of rates ascends
 
 
 def _fresh_shapes(optimizer, params, num_heads, heads):

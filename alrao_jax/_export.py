@@ -1,11 +1,12 @@
 """From a model with many heads to the parameters of the ordinary one."""
 
+import operator
 from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 import jax
-import jax.core
 import jax.numpy as jnp
+import numpy as np
 
 from ._heads import TrackHeadsState
 from ._paths import HEADS, HEADS_REGEX, flatten_with_paths, head_name, path_of
@@ -122,13 +123,18 @@ def _given(call, head, name, num_heads):
   if isinstance(head, Mapping):
     head = head[_match(call, name, head)]
   where = f"{call.removesuffix('()')}(head=...)"
-  if isinstance(head, jax.core.Tracer) or not jnp.issubdtype(
-    jnp.result_type(head), jnp.integer
-  ):
-    raise TypeError(f"{where} must be an integer, got {head!r}.")
-  if not 0 <= head < num_heads:
-    raise ValueError(f"{where} must be from 0 to {num_heads - 1}, got {head}.")
-  return head
+  try:
+    index = None if isinstance(head, (bool, np.bool_)) else operator.index(head)
+  except TypeError:  # jax.errors.TracerIntegerConversionError is one
+    index = None
+  if index is None:
+    raise TypeError(
+      f"{where} must be an integer, known before tracing, got {head!r} of type "
+      f"{type(head).__name__}. Write head=0 for the first."
+    )
+  if not 0 <= index < num_heads:
+    raise ValueError(f"{where} must be from 0 to {num_heads - 1}, got {index}.")
+  return index
 
 
 def _best(call, log_weights, name, num_heads):

@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 
 from . import _checks
 from ._heads import TrackHeadsState
+from ._readings import posteriors
 from ._state import find_state
 
 
@@ -27,8 +28,8 @@ def best_heads(opt_state: Any, keep: int = 1) -> tuple[int, ...]:
     several MultiHeads, the best in the product of their posteriors.
 
   Raises:
-    ValueError: ``keep`` is below 1 or above ``num_heads``, or ``opt_state`` holds no
-      posterior.
+    ValueError: ``keep`` is below 1 or above ``num_heads``; ``opt_state`` holds no
+      posterior, or one for each of several seeds.
     TypeError: ``keep`` is no integer, or the posterior is traced.
 
   Example:
@@ -41,8 +42,8 @@ def best_heads(opt_state: Any, keep: int = 1) -> tuple[int, ...]:
     (1, 2)
   """
   _checks.check_count("best_heads()", "keep", keep)
-  found = find_state(opt_state, TrackHeadsState, "track_heads").log_weights
-  each = jax.tree.leaves(found)
+  find_state(opt_state, TrackHeadsState, "track_heads")  # an error, if there is none
+  each = list(posteriors("best_heads()", opt_state).values())
   if any(isinstance(weights, jax.core.Tracer) for weights in each):
     raise TypeError(
       "best_heads(opt_state) must know the posterior, got traced values: it fixes the "
@@ -76,7 +77,9 @@ def follow_leader(
   """Counts for how many steps in a row one head has had almost all the weight.
 
   It tells when to :func:`collapse`, without a look at values in each step: call it
-  in the compiled training step, carry its result, and look at it once in a while::
+  in the compiled training step, carry its result, and look at it once in a while. Of
+  the numbers here, ``threshold`` and 200 steps, neither is a recommendation: how sure
+  to be, and for how long, is the task's::
 
     leader = alrao.follow_leader(alrao.log_weights(opt_state))     # before training
     leader = alrao.follow_leader(alrao.log_weights(opt_state), leader)  # in each step

@@ -82,14 +82,14 @@ def _draw_units(axes: Any, report: "Report") -> None:
   if knows:
     alive = [(decade.alive or 0) / total for decade in decades]
     axes.bar(left, alive, width=width, color=BLUE, label="units, alive")
-    shares = [decade.share or 0.0 for decade in decades]
+    shares = [decade.share_of_squared_update or 0.0 for decade in decades]
     shares = [share if math.isfinite(share) else 0.0 for share in shares]
     axes.bar(
       [x + 0.21 for x in places],
       shares,
       width=width,
       color=ORANGE,
-      label="squared update",
+      label="share of squared update",
     )
   if report.units_guarded:
     guarded = [(decade.guarded or 0) / total for decade in decades]

@@ -10,7 +10,7 @@ import numpy as np
 from . import _rates, _units
 from ._guard import GuardUnitsState
 from ._heads import TrackHeadsState
-from ._state import find_state
+from ._state import find_state, unbox
 from ._transform import ScaleByUnitRatesState, check_layout, rate_vector
 from ._unit_norms import unit_norms
 
@@ -29,49 +29,67 @@ class Motion(NamedTuple):
   heads_alive: jax.Array
 
 
-def holds(opt_state: Any, kind: type) -> bool:
-  """Whether a state of this type lies anywhere in ``opt_state``."""
+def find_states(opt_state: Any, kind: type) -> list[Any]:
+  """All states of this type in ``opt_state``, their leaves as plain arrays."""
   nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, kind))
-  return any(isinstance(node, kind) for node in nodes)
+  return [unbox(node) for node in nodes if isinstance(node, kind)]
 
 
-def posteriors(opt_state: Any) -> dict[str | None, jax.Array]:
-  """The heads' log-weights by the names of their layers; None: the only layer's."""
-  if not holds(opt_state, TrackHeadsState):
+def posteriors(call: str, opt_state: Any) -> dict[str | None, jax.Array]:
+  """The heads' log-weights by the names of their layers; None: the only layer's.
+
+  Raises:
+    ValueError: There are several posteriors, or one for each of several seeds.
+  """
+  if not find_states(opt_state, TrackHeadsState):
     return {}
   found = find_state(opt_state, TrackHeadsState, "track_heads").log_weights
-  return dict(found) if isinstance(found, Mapping) else {None: found}
+  layers = dict(found) if isinstance(found, Mapping) else {None: found}
+  for log_weights in layers.values():
+    _check_one_seed(call, log_weights, "num_heads")
+  return layers
 
 
-def head_rates(opt_state: Any, num_heads: int) -> jax.Array:
+def head_rates(state: ScaleByUnitRatesState, num_heads: int) -> jax.Array:
   """The rates of the heads, shape ``(num_heads,)``."""
-  state = find_state(opt_state, ScaleByUnitRatesState, "scale_by_unit_rates")
   return jnp.broadcast_to(
     state.head_distribution.quantile(state.quantiles[:num_heads]), (num_heads,)
   )
 
 
 def read_trips(opt_state: Any) -> jax.Array | None:
-  """How often the guard stopped each unit, None without a guard."""
-  if not holds(opt_state, GuardUnitsState):
-    return None
-  return find_state(opt_state, GuardUnitsState, "guard_units").trips
+  """How often a guard stopped each unit that it guards, None without a guard."""
+  guards = find_states(opt_state, GuardUnitsState)
+  return jnp.concatenate([state.trips for state in guards]) if guards else None
+
+
+def read_guarded(
+  opt_state: Any, params: Any, options: _units.UnitOptions
+) -> np.ndarray | None:
+  """Which units a guard stopped, None without one for just these units."""
+  specs = _units.unit_specs(params, options)
+  body = {path: spec for path, spec in specs.items() if spec.kind != "head"}
+  for state in find_states(opt_state, GuardUnitsState):
+    if int(state.fingerprint) == _rates.fingerprint(body):
+      return np.asarray(state.trips) > 0
+  return None
 
 
 def read_rates(
-  call: str, opt_state: Any, params: Any, options: dict[str, Any]
-) -> jax.Array:
-  """The units' rates as drawn, shape ``(num_units,)``.
+  call: str, opt_state: Any, params: Any, options: _units.UnitOptions
+) -> tuple[jax.Array, jax.Array]:
+  """The rates of the heads and of the units as drawn, two vectors.
 
   Raises:
     ValueError: The state is of other parameters.
   """
   state, _, layout = _read(call, opt_state, params, options)
-  return rate_vector(state, layout)[layout.num_heads :]
+  vector = rate_vector(state, layout)
+  return vector[: layout.num_heads], vector[layout.num_heads :]
 
 
 def read_motion(
-  call: str, opt_state: Any, params: Any, updates: Any, options: dict[str, Any]
+  call: str, opt_state: Any, params: Any, updates: Any, options: _units.UnitOptions
 ) -> Motion:
   """Reads how ``updates`` move the units.
 
@@ -99,11 +117,27 @@ def read_motion(
 
 def _read(call, opt_state, params, options):
   """The state with the rates, and the units and the layout that it was made for."""
+  if len(found := find_states(opt_state, ScaleByUnitRatesState)) > 1:
+    raise ValueError(
+      f"{call} needs one scale_by_unit_rates, got {len(found)}. Pass the part of one: "
+      f"{call[:-1]}(opt_state[0].inner_states[label], opt_state[1]), part_of_params), "
+      "if opt_state[0] is the partition's and opt_state[1] that of track_heads."
+    )
   state = find_state(opt_state, ScaleByUnitRatesState, "scale_by_unit_rates")
-  specs = _units.unit_specs(params, _units.UnitOptions(**options))
+  _check_one_seed(call, state.quantiles, "num_heads + num_units")
+  specs = _units.unit_specs(params, options)
   layout = _rates.make_layout(specs)
   check_layout(call, state, layout, specs)
   return state, specs, layout
+
+
+def _check_one_seed(call, vector, length):
+  """Refuses what a state has that was made under ``jax.vmap``."""
+  if vector.ndim != 1:
+    raise ValueError(
+      f"{call} needs the state of one seed, with a vector of shape ({length},), got "
+      f"shape {vector.shape}. Index one seed: jax.tree.map(lambda x: x[i], opt_state)."
+    )
 
 
 def _precision(specs, layout, params) -> np.ndarray:

@@ -43,16 +43,15 @@ def table(report: "Report") -> Any:
 
 def _rows(report: "Report") -> tuple[Rows, Rows]:
   """The cells of the tables of heads and of units, a line of names first."""
-  heads = [("rate", "weight", "evidence (nats)", "alive")] + [
-    (f"{h.rate:.2g}", f"{h.weight:.3f}", f"{h.evidence:+.1f}", _cell(h.alive))
-    for h in report.heads
+  heads = [("rate", "weight", "alive")] + [
+    (f"{h.rate:.2g}", f"{h.weight:.3f}", _cell(h.alive)) for h in report.heads
   ]
-  units = [("rates", "units", "alive", "share of update", "guarded")] + [
+  units = [("rates", "units", "alive", "share of squared update", "guarded")] + [
     (
       f"{d.low:.0e} to {d.high:.0e}" if d.low else "0",
       str(d.units),
       _cell(d.alive),
-      "-" if d.share is None else f"{d.share:.1%}",
+      "-" if d.share_of_squared_update is None else f"{d.share_of_squared_update:.1%}",
       _cell(d.guarded),
     )
     for d in report.decades

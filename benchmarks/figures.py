@@ -1,5 +1,6 @@
 """The report's pictures: learning curves and head posterior of one table."""
 
+import itertools
 import os
 import tempfile
 from pathlib import Path
@@ -42,7 +43,7 @@ def _curves(axes, table: Table) -> None:
   """A measure by epoch, mean over the seeds; SGD's other rates in grey."""
   measure = table.task.curve
   best = table.best_sgd
-  colors = iter(plt.get_cmap("tab20").colors)
+  colors = itertools.cycle(plt.get_cmap("tab20")(np.arange(20)))
   for row in table.rows:
     curve = _mean_curve(row, measure)
     if row.optimizer == "sgd" and row is not best:

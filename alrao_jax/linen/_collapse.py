@@ -8,7 +8,9 @@ from flax.linen.fp8_ops import OVERWRITE_WITH_GRADIENT
 from flax.training import train_state
 
 from .. import _collapse
+from .._heads import TrackHeadsState
 from .._paths import HEADS_REGEX
+from .._readings import find_states
 
 
 def collapse(
@@ -33,7 +35,8 @@ def collapse(
     The new state, of the same class.
 
   Raises:
-    ValueError: As ``alrao_jax.collapse``.
+    ValueError: As ``alrao_jax.collapse``; another field holds a second optimizer's
+      state, whose optimizer is not known here.
     TypeError: As ``alrao_jax.collapse``.
 
   Example:
@@ -47,6 +50,19 @@ def collapse(
     >>> state.apply_fn({"params": state.params}, jnp.ones((5, 4))).num_heads
     2
   """
+  others = [
+    field.name
+    for field in dataclasses.fields(state)
+    if field.metadata.get("pytree_node", True) and field.name != "opt_state"
+  ]
+  for name in others:
+    if find_states(getattr(state, name), TrackHeadsState):
+      raise ValueError(
+        "linen.collapse(state) must hold the state of one track_heads, in opt_state, "
+        f"got another one in {name!r}. Collapse each optimizer's state by "
+        "alrao_jax.collapse(optimizer, params, opt_state, keep), and state.replace(...)"
+        " the fields."
+      )
   params: Any = state.params
   # Flax gives the optimizer a part, where fp8 statistics are beside it.
   trained = params["params"] if OVERWRITE_WITH_GRADIENT in params else params
@@ -54,9 +70,8 @@ def collapse(
   _, opt_state = _collapse.collapse(
     state.tx, trained, state.opt_state, kept, heads=heads
   )
-  others = {
-    field.name: _collapse.take_heads(getattr(state, field.name), kept, heads=heads)
-    for field in dataclasses.fields(state)
-    if field.metadata.get("pytree_node", True) and field.name != "opt_state"
+  sliced = {
+    name: _collapse.take_heads(getattr(state, name), kept, heads=heads)
+    for name in others
   }
-  return state.replace(**others, opt_state=opt_state)
+  return state.replace(**sliced, opt_state=opt_state)

@@ -97,7 +97,8 @@ def _table(runs: list[RunRecords], single: list[RunRecords]) -> list[str]:
   lines += [
     "",
     "Largest rise of the held-out loss from one epoch to the next in the later half, "
-    f"over {len(single)} runs: median {np.median(rises):.3f}, largest {np.max(rises):.3f}.",
+    f"over {len(single)} runs: median {np.median(rises):.3f}, largest "
+    f"{np.max(rises):.3f}.",
   ]
   return lines
 

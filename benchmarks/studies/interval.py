@@ -118,8 +118,8 @@ def _claim(runs: dict[tuple[float, float], list[RunRecords]]) -> list[str]:
       despite += (learned, len(found))
   return [
     f"A run has learned above {threshold:.1%} held-out accuracy: chance plus half of "
-    f"what SGD at its best rate ({best:g}) reaches beyond it. Suitable rates, at which SGD "
-    f"learns: {', '.join(f'{rate:g}' for rate in suitable)}.",
+    f"what SGD at its best rate ({best:g}) reaches beyond it. Suitable rates, at which "
+    f"SGD learns: {', '.join(f'{rate:g}' for rate in suitable)}.",
     "",
     "| interval | runs of Alrao that learn |",
     "| --- | --- |",
