@@ -1,6 +1,6 @@
 """Records of runs -> RESULTS.md and its pictures."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +21,10 @@ A run has **learned** if its test score (of images, the accuracy) is better than
 by more than half of what the best SGD rate's mean is better by. Failed runs (a loss was
 not finite) are tested at their best epoch before, if there is one; one without counts
 as a score of chance and is left out of the means of other measures. *Alrao ahead by* is
-Alrao's mean score minus the row's: negative where Alrao falls behind. *Speed* is
-training examples per second relative to SGD's, medians of epochs, on the machine that
-ran them and whatever else it did. The papers' columns are of the papers' own network
-and training, whatever the size of ours.
+Alrao's mean score minus the row's: negative where Alrao falls behind. The papers'
+columns are of the papers' own network and training, whatever the size of ours. What a
+step of Alrao costs beside one of SGD is in [OVERHEAD.md](OVERHEAD.md), measured step by
+step in turns.
 """
 
 
@@ -90,7 +90,7 @@ def _table_1(table: Table) -> list[str]:
   with_papers = any(_papers(row, best) for row in table.rows)
   header = ["method", "runs", "learned"]
   header += [f"test {measure.label}" for measure in task.measures]
-  header += ["Alrao ahead by", "speed"]
+  header += ["Alrao ahead by"]
   if with_papers:
     header += [f"papers' {measure.label}" for measure in task.measures]
     header += ["papers' Alrao ahead by"]
@@ -107,7 +107,6 @@ def _table_1(table: Table) -> list[str]:
       _num_learned(table, row),
       *(_measured(row, measure, task) for measure in task.measures),
       _signed(ahead, task),
-      _speed(table, row),
     ]
     if with_papers:
       cells += _papers_cells(table, row)
@@ -155,10 +154,10 @@ def _findings(table: Table) -> list[str]:
   if alrao is not None and best is not None:
     beat = sum(table.lead(row.mean_score, alrao.mean_score) > 0 for row in table.sgd)
     lines[-1] += f" {beat} of {len(table.sgd)} beat Alrao."
-    sweep = sum(row.runs[0].summary["seconds"] for row in table.sgd)
-    one = float(np.median([run.summary["seconds"] for run in alrao.runs]))
+    sweep = sum(row.runs[0].summary["epochs"] for row in table.sgd)
+    one = float(np.median([run.summary["epochs"] for run in alrao.runs]))
     lines.append(
-      f"- One run of Alrao took {one:,.0f} s; one of each SGD rate, {sweep:,.0f} s."
+      f"- One run of Alrao took {one:g} epochs; one of each SGD rate, {sweep}."
     )
   if alrao is not None:
     ahead_of = [
@@ -216,14 +215,6 @@ def _signed(lead: float | None, task: Task, fewer_digits: int = 0) -> str:
   if lead is None:
     return ""
   return f"{task.score.scale * lead:+.{task.score.digits - fewer_digits}f}"
-
-
-def _speed(table: Table, row: Row) -> str:
-  def median(rows: Sequence[Row]) -> float:
-    runs = [run for row in rows for run in row.runs]
-    return float(np.median([run.summary["examples_per_second"] for run in runs]))
-
-  return f"{median([row]) / median(table.sgd):.2f}" if table.sgd else ""
 
 
 def _spread(values: list[float], measure: Measure) -> str:
