@@ -96,11 +96,12 @@ def guard_units(
 
   So a unit that is too fast finds a rate at which it is not. That is for good: no rate
   rises again, so one broken batch slows every unit that it hits for the rest of the
-  training, two of them by ``slowdown`` squared. Weights that were finite
-  stay so. An update that holds NaN is dropped, but slows nobody, since it doesn't tell
-  who is to blame. The updates of units that were never stopped are left alone to the
-  last bit (compiled into one program, XLA may round their sum with the weights
-  otherwise), and so are heads: a diverged head is :func:`track_heads`' to leave out.
+  training, and two such batches slow it by ``slowdown`` squared. Weights that were
+  finite stay so. An update that holds NaN is dropped, but slows nobody, since it
+  doesn't tell who is to blame. The updates of units that were never stopped are left
+  alone to the last bit (compiled into one program, XLA may round their sum with the
+  weights otherwise), and so are heads: a diverged head is :func:`track_heads`' to leave
+  out.
 
   Stands after :func:`scale_by_unit_rates`, and after all else that makes updates
   larger, such as a schedule; :func:`drop_diverged` stands first, so that the state of a

@@ -36,7 +36,7 @@ def plot(report: "Report", path: str | os.PathLike[str]) -> None:
 def _draw_heads(axes: Any, report: "Report") -> None:
   """The posterior over the heads' rates, and the suggested rate."""
   places = [math.log10(head.rate) for head in report.heads]
-  gap = min((b - a for a, b in zip(places, places[1:], strict=False)), default=1.0)
+  gap = min((abs(b - a) for a, b in zip(places, places[1:], strict=False)), default=1.0)
   axes.bar(
     places,
     [head.weight for head in report.heads],
@@ -61,7 +61,7 @@ def _draw_heads(axes: Any, report: "Report") -> None:
   axes.set_ylim(0, 1.05 * max(0.5, *(head.weight for head in report.heads)))
   axes.set_ylabel("posterior weight")
   axes.set_title("Heads", loc="left", fontsize=10, fontweight="bold")
-  _decade_ticks(axes, places[0], places[-1])
+  _decade_ticks(axes, min(places), max(places))  # rates may have been written in
 
 
 def _draw_units(axes: Any, report: "Report") -> None:

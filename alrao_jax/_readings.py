@@ -44,7 +44,9 @@ def posteriors(call: str, opt_state: Any) -> dict[str | None, jax.Array]:
   if not find_states(opt_state, TrackHeadsState):
     return {}
   found = find_state(opt_state, TrackHeadsState, "track_heads").log_weights
-  layers = dict(found) if isinstance(found, Mapping) else {None: found}
+  layers: dict[str | None, jax.Array] = (
+    dict(found) if isinstance(found, Mapping) else {None: found}
+  )
   for log_weights in layers.values():
     _check_one_seed(call, log_weights, "num_heads")
   return layers

@@ -1,20 +1,21 @@
 """Reports which rates live, and which head wins."""
 
 import dataclasses
-import math
 import os
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.core
 import numpy as np
 
 from . import _plot, _tables
+from ._averaging import SwitchState
 from ._describe import describe_units as describe_units
 from ._heads import TrackHeadsState, log_weights
-from ._readings import head_rates, holds, read_motion, read_rates, read_trips
+from ._readings import posteriors, read_guarded, read_motion, read_rates
 from ._scalars import effective_heads
 from ._state import find_state
+from ._units import HEADS_REGEX, UnitOptions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,15 +24,13 @@ class HeadReport:
 
   Attributes:
     rate: Its learning rate.
-    weight: Its posterior weight; those of all heads sum to 1.
-    evidence: What the data say for it, in nats: the logarithm of ``weight`` over
-      ``1 / num_heads``, the weight that it began with.
+    weight: Its posterior weight; those of all heads sum to 1. (The heads' cumulative
+      log-likelihoods are not part of the optimizer's state.)
     alive: Whether the updates move it; None without updates.
   """
 
   rate: float
   weight: float
-  evidence: float
   alive: bool | None
 
 
@@ -44,16 +43,17 @@ class DecadeReport:
     high: The upper end; 0 for units with rate 0.
     units: Number of units.
     alive: Number of units that the updates move; None without updates.
-    share: Their share of the squared norm of all units' updates, heads left out; None
-      without updates, NaN if these are not finite.
-    guarded: Number of units that the guard stopped at least once; None without one.
+    share_of_squared_update: Their share of the squared norm of all units' updates,
+      heads left out; None without updates, NaN if these are not finite.
+    guarded: Number of units that the guard stopped at least once; None without one, or
+      where it guards a part of the units only.
   """
 
   low: float
   high: float
   units: int
   alive: int | None
-  share: float | None
+  share_of_squared_update: float | None
   guarded: int | None
 
 
@@ -93,7 +93,7 @@ class Report:
 
   @property
   def units_guarded(self) -> int | None:
-    """Number of units that the guard stopped at least once, None without a guard."""
+    """Number of units that the guard stopped at least once, None if not known."""
     return _total(decade.guarded for decade in self.decades)
 
   @property
@@ -133,9 +133,12 @@ def report(
   updates: Any = None,
   *,
   name: str | None = None,
-  **options: Any,
+  overrides: tuple = (),
+  heads: str | None = HEADS_REGEX,
+  unit_axis: Literal["last", "first"] = "last",
+  granularity: Literal["per_unit", "per_weight"] = "per_unit",
 ) -> Report:
-  r"""Reports which rates live and which head wins: is it working?
+  r"""Reports which rates live and which head wins.
 
   **The heads' posterior** over rates, and from it a suggested learning rate
   :math:`\prod_j \eta_j^{a_j}` for a later run with one rate. It is a heuristic: the
@@ -150,29 +153,31 @@ def report(
   not finite. To see who has moved at all, pass what a whole epoch has changed:
   ``jax.tree.map(jnp.subtract, params, params_before)``.
 
-  **It works** if the posterior has left 1 or 2 heads in effect, well inside the
-  interval, and units are alive in every decade around. A winner at the end of the
-  interval asks for a wider one. If the fastest decades are dead or guarded, the
-  interval reaches further than this network bears, which costs those units and nothing
-  else; if all decades are dead, see ``alrao(guard=...)``.
+  Whether it works is said under :func:`scalars`. If the fastest decades are dead or
+  guarded, the interval reaches further than this network bears.
 
   Args:
     opt_state: State of an optimizer that holds one :func:`scale_by_unit_rates`, and
-      one :func:`track_heads` where the model has heads; as for :func:`unit_rates`.
+      one :func:`track_heads` where the model has heads. Where a mask or a partition
+      gives :func:`scale_by_unit_rates` a part of the parameters only, pass the part, as
+      for :func:`scalars`.
     params: The parameters.
     updates: A tree like ``params``, what ``optimizer.update`` returned or a difference
       of parameters; without it nothing is said about who is alive.
     name: Which heads, where the optimizer was given ``names``.
-    **options: ``overrides``, ``heads``, ``unit_axis`` and ``granularity`` as they were
-      given to the optimizer.
+    overrides: As given to the optimizer.
+    heads: As given to the optimizer.
+    unit_axis: As given to the optimizer.
+    granularity: As given to the optimizer.
 
   Returns:
     The :class:`Report`.
 
   Raises:
     TypeError: If called while JAX traces; :func:`scalars` is for that.
-    ValueError: As :func:`unit_rates` and :func:`log_weights`, and if ``updates`` are of
-      other parameters.
+    ValueError: As :func:`unit_rates` and :func:`log_weights`; if ``updates`` are of
+      other parameters; if ``opt_state`` is one of several seeds, or has a posterior
+      over heads that are not among ``params``.
 
   Example:
     >>> import alrao_jax as alrao, jax, jax.numpy as jnp
@@ -189,39 +194,44 @@ def report(
       f"{call} looks at values, which are not known while JAX traces. Call it outside "
       "jit, or write alrao_jax.scalars(...) inside."
     )
-  rates = np.asarray(read_rates(call, opt_state, params, options), np.float64)
+  options = UnitOptions(tuple(overrides), heads, False, unit_axis, granularity)
+  rates = read_rates(call, opt_state, params, options)
+  ladder, rates = (np.asarray(each, np.float64) for each in rates)
   motion = None
   if updates is not None:
     motion = read_motion(call, opt_state, params, updates, options)
     motion = jax.device_get(motion)
-  trips = read_trips(opt_state)
-  guarded = None if trips is None else np.asarray(trips) > 0
-  decades = _decades(rates, motion, guarded)
-  if not holds(opt_state, TrackHeadsState):
+  decades = _decades(rates, motion, read_guarded(opt_state, params, options))
+  if not posteriors(call, opt_state):
     return Report((), decades, None, None, None)
 
   log_a = log_weights(opt_state, name)
   weights = np.exp(np.asarray(log_a, np.float64))
-  ladder = np.asarray(head_rates(opt_state, len(weights)), np.float64)
-  evidence = np.asarray(log_a, np.float64) + math.log(len(weights))
-  heads = tuple(
+  if ladder.shape != weights.shape:
+    raise ValueError(
+      f"{call[:-1]}opt_state=...) has a posterior over {weights.size} heads, but rates "
+      f"for {ladder.size} heads among params. Pass the state and the params of that "
+      "scale_by_unit_rates that holds the heads' rates."
+    )
+  each = tuple(
     HeadReport(
       float(ladder[j]),
       float(weights[j]),
-      float(evidence[j]),
       None if motion is None else bool(motion.heads_alive[j]),
     )
     for j in range(len(weights))
   )
   averaging = find_state(opt_state, TrackHeadsState, "track_heads").averaging
   averaging = averaging if name is None else averaging[name]
-  count = getattr(averaging, "count", None)
   return Report(
-    heads,
+    each,
     decades,
     learning_rate=float(np.exp(weights @ np.log(ladder) / weights.sum())),
     effective_heads=float(effective_heads(log_a)),
-    observations=None if count is None else int(count) - 1,
+    # Only switch counts, and begins at 1.
+    observations=(
+      int(averaging.count) - 1 if isinstance(averaging, SwitchState) else None
+    ),
   )
 
 

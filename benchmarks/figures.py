@@ -43,7 +43,7 @@ def _curves(axes, table: Table) -> None:
   """A measure by epoch, mean over the seeds; SGD's other rates in grey."""
   measure = table.task.curve
   best = table.best_sgd
-  colors = itertools.cycle(plt.get_cmap("tab20")(np.arange(20)))
+  colors = itertools.cycle(plt.get_cmap("tab20")(np.r_[0:20:2, 1:20:2]))
   for row in table.rows:
     curve = _mean_curve(row, measure)
     if row.optimizer == "sgd" and row is not best:

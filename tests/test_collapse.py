@@ -25,7 +25,7 @@ def optax_may_promote(request):
 
 N = 5
 KEY = jax.random.key(0)
-KEPT = (3, 1)
+KEPT = (1, 3)
 LOG_LIKELIHOODS = np.array([-1.5, -0.4, -1.2, -0.7, -2.0], np.float32)
 
 
@@ -82,6 +82,7 @@ OPTIMIZERS = {
     ),
     alrao.track_heads(),
   ),
+  "guarded": lambda: alrao.alrao(KEY, optax.trace(0.9), guard=alrao.guard(0.01)),
   "injected": lambda: optax.inject_hyperparams(alrao.alrao, static_args=("key",))(KEY),
 }
 
@@ -202,7 +203,7 @@ def test_rates_of_kept_heads_and_of_the_body_stay(keep):
   quantiles = find_rates(opt_state).quantiles
   rates = alrao.take_heads(alrao.unit_rates(opt_state, params), kept)
   params, opt_state = alrao.collapse(optimizer, params, opt_state, keep)
-  expected = np.concatenate([quantiles[np.array(kept)], quantiles[N:]])
+  expected = np.concatenate([quantiles[np.array(sorted(kept))], quantiles[N:]])
   np.testing.assert_array_equal(find_rates(opt_state).quantiles, expected)
   assert_rates_close(alrao.unit_rates(opt_state, params), rates)
 
@@ -214,6 +215,20 @@ def assert_rates_close(found, expected):
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol), found, expected
   )
+
+
+def test_indices_in_any_order_keep_the_ladder_ascending():
+  optimizer, params, opt_state = trained("momentum")
+  shuffled = alrao.collapse(optimizer, params, opt_state, KEPT[::-1])
+  assert_trees_equal(shuffled, collapsed("momentum"))
+
+
+def test_the_guard_goes_on_as_it_was():
+  _, _, opt_state = trained("guarded")
+  before = find_state(opt_state, alrao.GuardUnitsState, "guard_units")
+  after = find_state(collapsed("guarded")[1], alrao.GuardUnitsState, "guard_units")
+  assert before.trips.any()
+  assert_trees_equal(after, before)
 
 
 def test_a_number_keeps_the_best_heads_in_their_order():
@@ -283,7 +298,7 @@ def test_collapse_twice_is_collapse_once():
   optimizer, params, opt_state = trained("momentum")
   once = alrao.collapse(optimizer, params, opt_state, (3,))
   twice = alrao.collapse(optimizer, params, opt_state, KEPT)
-  twice = alrao.collapse(optimizer, *twice, (0,))
+  twice = alrao.collapse(optimizer, *twice, (KEPT.index(3),))
   assert_trees_equal(once[0], twice[0])
   # Two normalisations instead of one; a single head's are both exact.
   assert alrao.log_weights(twice[1]).tolist() == alrao.log_weights(once[1]).tolist()
@@ -447,7 +462,7 @@ def test_take_heads_leaves_all_else_alone():
   tree = {"a": {"mean": np.arange(3)}, "out": {"alrao_heads": {"mean": np.arange(3)}}}
   taken = alrao.take_heads(tree, (2, 0))
   assert taken["a"] is not None and taken["a"]["mean"] is tree["a"]["mean"]
-  assert taken["out"]["alrao_heads"]["mean"].tolist() == [2, 0]
+  assert taken["out"]["alrao_heads"]["mean"].tolist() == [0, 2]
 
 
 def test_take_heads_refuses_arrays_without_these_heads():

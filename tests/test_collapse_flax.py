@@ -179,11 +179,11 @@ def test_a_layer_with_fewer_heads_takes_no_more_of_them():
 
 def test_kept_heads_predict_as_before():
   state = run(make_step(), make_state())
-  kept = alrao.linen.collapse(state, keep=(3, 1))
+  kept = alrao.linen.collapse(state, keep=(1, 3))
   before = state.apply_fn({"params": state.params}, X).shared
   after = kept.apply_fn({"params": kept.params}, X).shared
   # A batched product may be summed in another order: 6 terms of size up to 4.
-  np.testing.assert_allclose(after, before[np.array([3, 1])], rtol=0, atol=3e-6)
+  np.testing.assert_allclose(after, before[np.array([1, 3])], rtol=0, atol=3e-6)
 
 
 def test_boxes_of_linen_are_kept():
@@ -195,9 +195,28 @@ def test_boxes_of_linen_are_kept():
 
   params = Boxed().init(KEY, X)["params"]
   optimizer = alrao.alrao(KEY, optax.trace(0.9))
-  kept, opt_state = alrao.collapse(optimizer, params, optimizer.init(params), 2)
-  assert jax.tree.structure(kept) == jax.tree.structure(params)
-  assert jax.tree.structure(find_trace(opt_state)) == jax.tree.structure(params)
+  opt_state = optimizer.init(params)
+  updates = jax.tree.map(jnp.cos, params)
+  _, opt_state = jax.jit(optimizer.update)(
+    updates, opt_state, params, head_log_likelihoods=jnp.array([-3.0, -1, -4, -2])
+  )
+  kept, fewer = alrao.collapse(optimizer, params, opt_state, 2)
+  for old, new in ((params, kept), (find_trace(opt_state), find_trace(fewer))):
+    assert jax.tree.structure(new) == jax.tree.structure(old)
+    for a, b in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True):
+      np.testing.assert_array_equal(b, a[np.array([1, 3])])
+
+
+def test_a_second_optimizers_state_in_another_field_is_an_error():
+  class Two(alrao.linen.TrainState):
+    other: tuple
+
+  state = make_state()
+  state = Two.create(
+    apply_fn=state.apply_fn, params=state.params, tx=state.tx, other=state.opt_state
+  )
+  with pytest.raises(ValueError, match="got another one in 'other'. Collapse each"):
+    alrao.linen.collapse(state)
 
 
 class NnxHead(nnx.Module):
@@ -276,10 +295,13 @@ def test_nnx_in_place_equals_the_functional_way():
   functional = nnx.merge(graphdef, params, alrao.take_heads(rest, kept))
   alrao.nnx.collapse(model, optimizer)
   assert jax.tree.structure(opt_state) == jax.tree.structure(optimizer.opt_state)
-  assert functional(X).num_heads == 1
-  np.testing.assert_array_equal(
-    model.out.alrao_heads.last.kernel[...], functional.out.alrao_heads.last.kernel[...]
-  )
+  for found, expected in (
+    (optimizer.opt_state, opt_state),
+    (nnx.state(model), nnx.state(functional)),
+  ):
+    for a, b in zip(plain_leaves(found), plain_leaves(expected), strict=True):
+      np.testing.assert_array_equal(a, b)
+  assert functional(X).num_heads == 1  # last: it moves batch statistics
 
 
 def test_a_refused_nnx_collapse_changes_nothing():

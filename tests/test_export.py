@@ -1,5 +1,7 @@
 """Export: one head as the ordinary model's output layer, loaded and served by it."""
 
+from typing import NamedTuple
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -260,6 +262,52 @@ def test_nnx_export_reaches_containers_and_shared_layers():
   assert exported.again is exported.layers[1]
 
 
+def test_nnx_export_makes_tuples_anew():
+  class Pair(NamedTuple):
+    first: nnx.Module
+    second: nnx.Module
+
+  class Tuples(nnx.Module):
+    def __init__(self):
+      heads = [linear_heads(nnx.Rngs(i)) for i in range(4)]
+      self.plain = nnx.data((nnx.Linear(5, 5, rngs=nnx.Rngs(0)), (heads[0],)))
+      self.listed = nnx.data([Pair(heads[1], heads[2])])
+      self.mapped = nnx.data({"out": ({"deep": heads[3]},)})
+
+  model = Tuples()
+  exported = alrao.nnx.export(model, head=BEST)
+  pair = exported.listed[0]
+  assert isinstance(pair, Pair)
+  found = (exported.plain[1][0], *pair, exported.mapped["out"][0]["deep"])
+  heads = (model.plain[1][0], *model.listed[0], model.mapped["out"][0]["deep"])
+  for layer, old in zip(found, heads, strict=True):
+    assert isinstance(layer, nnx.Linear)
+    kernel = old.alrao_heads.kernel[...]  # the model itself is as it was
+    np.testing.assert_array_equal(layer.kernel[...], kernel[BEST])
+
+
+@pytest.mark.filterwarnings("ignore")  # how Flax sees foreign nodes is its own matter
+def test_nnx_export_says_which_multi_head_it_can_not_exchange():
+  @jax.tree_util.register_pytree_node_class
+  class Odd:
+    def __init__(self, child):
+      self.child = child
+
+    def tree_flatten(self):
+      return (self.child,), None
+
+    @classmethod
+    def tree_unflatten(cls, _, children):
+      return cls(*children)
+
+  class Model(nnx.Module):
+    def __init__(self):
+      self.odd = nnx.data(Odd(linear_heads(nnx.Rngs(0))))
+
+  with pytest.raises(ValueError, match=r"MultiHead at 'odd.*'.* Put it into nnx.List"):
+    alrao.nnx.export(Model(), head=0)
+
+
 @pytest.mark.parametrize(
   ("head_axis", "stacked"), [(None, (None, "in", None)), ("h", ("h", "in", None))]
 )
@@ -288,7 +336,13 @@ def test_nnx_variables_lose_the_name_of_the_heads_axis(head_axis, stacked):
     ({}, ValueError, "must know which head"),
     ({"head": N}, ValueError, r"head=...\) must be from 0 to 3, got 4"),
     ({"head": -1}, ValueError, r"head=...\) must be from 0 to 3, got -1"),
-    ({"head": 1.0}, TypeError, r"head=...\) must be an integer, got 1.0"),
+    ({"head": 1.0}, TypeError, r"head=...\) must be an integer, .*got 1.0 of type"),
+    (
+      {"head": "0"},
+      TypeError,
+      r"must be an integer, .*got '0' of type str. Write head",
+    ),
+    ({"head": True}, TypeError, r"must be an integer, .*got True of type bool"),
     ({"head": {"wrong": 1}}, ValueError, "each MultiHead under one name"),
     ({"head": 0, "heads": "^nothing"}, ValueError, "got no path that matches"),
   ],

@@ -218,6 +218,22 @@ def test_a_frozen_unit_never_moves_again():
   assert state.trips.tolist() == [0, 1]
 
 
+def test_two_broken_batches_slow_a_unit_for_good():
+  params = {"kernel": jnp.ones((4, 2))}
+  guarded = alrao.guard_units()
+  state, update = guarded.init(params), jax.jit(guarded.update)
+  small = {"kernel": jnp.full((4, 2), 0.01)}
+  for size in (1e3, 1e3):  # batches that hit the second unit
+    spike = {"kernel": small["kernel"].at[:, 1].set(size)}
+    _, state = update(spike, state, params)
+  for _ in range(100):
+    updates, state = update(small, state, params)
+  factor = updates["kernel"] / small["kernel"]
+  # 0.1 squared: a few roundings of float32.
+  np.testing.assert_allclose(factor, [[1.0, 0.01]] * 4, rtol=5e-7)
+  assert state.trips.tolist() == [0, 2]
+
+
 def test_infinite_updates_slow_their_unit_and_nan_nobody():
   params = {"kernel": jnp.ones((4, 3))}
   row = jnp.array([0.1, jnp.inf, 0.2])
@@ -414,11 +430,17 @@ def test_errors_say_what_to_write():
     ValueError, match=r"needs params.*update\(grads, opt_state, params"
   ):
     guarded.update(params, state)
-  with pytest.raises(ValueError, match="a state of 9 units, for parameters with 4"):
+  with pytest.raises(ValueError, match="a state of 9 units, for other .* with 4"):
     guarded.update({"dense": params["dense"]}, state, {"dense": params["dense"]})
+  renamed = {**params, "last": params["dense"]}
+  del renamed["dense"]
+  with pytest.raises(ValueError, match="a state of 9 units, for other .* with 9"):
+    guarded.update(renamed, state, renamed)
   with pytest.raises(ValueError, match=r"guard\(limit=...\) must be positive, got 0"):
     alrao.guard(limit=0)
   with pytest.raises(ValueError, match=r"guard\(slowdown=...\) must be between"):
     alrao.guard(slowdown=2.0)
-  with pytest.raises(TypeError, match=r"alrao_jax.guard\(...\) returns, got True"):
+  with pytest.raises(TypeError, match=r"got True. Write guard_units\(alrao_jax.guard"):
+    alrao.guard_units(True)  # pyright: ignore
+  with pytest.raises(TypeError, match=r"Write alrao\(..., guard=alrao_jax.guard\(\)\)"):
     alrao.alrao(jax.random.key(0), guard=True)  # pyright: ignore

@@ -77,7 +77,8 @@ def export(
     The copy; ``model`` is not changed.
 
   Raises:
-    ValueError: As ``alrao_jax.export``.
+    ValueError: As ``alrao_jax.export``; a MultiHead lies in a container of another kind
+      than modules, lists, dicts and tuples.
     TypeError: As ``alrao_jax.export``.
 
   Example:
@@ -103,11 +104,18 @@ def export(
     return singles[id(model)]
   for _, node in list(nnx.iter_graph(model)):
     for name, child in list(_children(node)):
-      if id(child) in singles:
+      if (new := _exchanged(child, singles)) is not child:
         if isinstance(node, nnx.Pytree):
-          setattr(node, name, singles[id(child)])
+          setattr(node, name, new)
         else:
-          node[name] = singles[id(child)]
+          node[name] = new
+  for path, module in nnx.iter_modules(model):
+    if isinstance(module, MultiHead):
+      where = "/".join(map(str, path))
+      raise ValueError(
+        f"nnx.export(model) can't exchange the MultiHead at {where!r}, whose container "
+        "it doesn't know. Put it into nnx.List or nnx.Dict."
+      )
   return model
 
 
@@ -118,6 +126,19 @@ def _single(module: MultiHead, index: Any) -> nnx.Module:
     lambda leaf: _export.one_head(leaf, index), state, is_leaf=is_variable
   )
   return nnx.merge(graphdef, state)
+
+
+def _exchanged(child: Any, singles: Mapping[int, nnx.Module]) -> Any:
+  """What to put in a child's place, the child itself if nothing in it changes."""
+  if id(child) in singles:
+    return singles[id(child)]
+  if not isinstance(child, tuple):
+    return child
+  # A tuple is not written into but made anew.
+  new = [_exchanged(each, singles) for each in child]
+  if all(a is b for a, b in zip(new, child, strict=True)):
+    return child
+  return type(child)(*new) if hasattr(child, "_fields") else tuple(new)
 
 
 def _children(node: Any) -> Iterator[tuple[Any, Any]]:
