@@ -11,7 +11,7 @@ import tyro
 from benchmarks import engine, report, sweeps
 from benchmarks.data import DataError
 from benchmarks.data.cache import cache_dir
-from benchmarks.experiments import OptionError
+from benchmarks.planning import OptionError
 from benchmarks.progress import Display
 from benchmarks.records import RecordError
 

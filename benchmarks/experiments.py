@@ -1,8 +1,6 @@
 """One experiment on images: its options, its name, and the program that runs it."""
 
 import dataclasses
-import hashlib
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,13 +11,10 @@ from benchmarks.engine import Plan
 from benchmarks.images import ImageData, ImageProgram
 from benchmarks.models import build_model
 from benchmarks.optimizers import OPTIMIZERS, OptimizerName
+from benchmarks.planning import OptionError, check_rate, make_plan, refuse
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 SIZES = ("num_train", "num_validation", "num_test")
-
-
-class OptionError(ValueError):
-  """Options that make no experiment; the text says why."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,16 +64,12 @@ class Experiment:
     """
     for name in ("num_heads", "batch_size", "max_epochs", "patience"):
       if getattr(self, name) < 1:
-        _fail(name, "must be at least 1", getattr(self, name))
+        refuse(name, "must be at least 1", getattr(self, name))
     if self.seed < 0:
-      _fail("seed", "must not be negative", self.seed)
+      refuse("seed", "must not be negative", self.seed)
     if not 0 < self.width < float("inf"):
-      _fail("width", "must be positive", self.width)
-    takes_rate = OPTIMIZERS[self.optimizer].takes_rate
-    if takes_rate and (self.rate is None or not 0 < self.rate < float("inf")):
-      _fail("rate", f"must be positive for --optimizer {self.optimizer}", self.rate)
-    if not takes_rate and self.rate is not None:
-      _fail("rate", f"must be left out for --optimizer {self.optimizer}", self.rate)
+      refuse("width", "must be positive", self.width)
+    check_rate(self.optimizer, self.rate)
 
 
 class Workshop:
@@ -135,35 +126,21 @@ class Workshop:
     optimizer = OPTIMIZERS[experiment.optimizer]
     sizes = [len(part.labels) for part in self._split(experiment)]
     if experiment.batch_size > sizes[0]:
-      _fail("batch_size", f"must be at most {sizes[0]}", experiment.batch_size)
+      refuse("batch_size", f"must be at most {sizes[0]}", experiment.batch_size)
     config = {
       **dataclasses.asdict(experiment),
       **dict(zip(SIZES, sizes, strict=True)),
       "num_heads": experiment.num_heads if optimizer.has_heads else None,
     }
-    # Results of other options never take the place of these.
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
-    parts = [
-      experiment.dataset,
-      experiment.network,
-      f"w{experiment.width:.4g}",
-      experiment.optimizer,
-      *([f"{experiment.rate:g}"] if experiment.rate is not None else []),
-      f"s{experiment.seed}",
-      digest[:8],
-    ]
-    return Plan(
-      name="-".join(parts),
-      config={
-        **config,
+    return make_plan(
+      [experiment.dataset, experiment.network, f"w{experiment.width:.4g}"],
+      config,
+      {
         "task": "images",
         "real_data": experiment.dataset == "cifar10",
         "chance": 0.1,  # accuracy; both data sets have ten classes of about one size
       },
-      out=out,
-      seed=experiment.seed,
-      rate=experiment.rate,
-      max_epochs=experiment.max_epochs,
+      out,
       patience=experiment.patience,
     )
 
@@ -212,7 +189,3 @@ class Workshop:
     if self._data is None or self._data[0] != wanted:
       self._data = (wanted, ImageData(self._split(experiment)))
     return self._data[1]
-
-
-def _fail(name: str, rule: str, value: Any) -> None:
-  raise OptionError(f"--{name.replace('_', '-')} {rule}, got {value}.")

@@ -21,7 +21,7 @@ import rich.markdown
 
 from benchmarks import commands, records
 from benchmarks.competitors import CASES, measure
-from benchmarks.experiments import OptionError
+from benchmarks.planning import OptionError
 from benchmarks.records import RecordError
 
 START, END = "<!-- measured: start -->", "<!-- measured: end -->"

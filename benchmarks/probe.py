@@ -19,7 +19,8 @@ import tyro
 
 from benchmarks import commands, engine, records, results
 from benchmarks.cifar10 import Data
-from benchmarks.experiments import Experiment, OptionError
+from benchmarks.experiments import Experiment
+from benchmarks.planning import OptionError
 from benchmarks.progress import Display
 from benchmarks.results import RunRecords, Table
 

@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 import tyro
 
 from benchmarks import commands, sweeps
-from benchmarks.experiments import OptionError
+from benchmarks.planning import OptionError
 from benchmarks.sweeps import Preset
 from benchmarks.text_experiments import Experiment, Workshop
 

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple, Protocol
 
 from benchmarks import engine, records
 from benchmarks.data import DataError
-from benchmarks.experiments import OptionError
 from benchmarks.optimizers import OPTIMIZERS, SGD_RATES
+from benchmarks.planning import OptionError
 from benchmarks.progress import Display
 
 # A dataclass with the fields `optimizer`, `rate`, `seed` and whatever its task needs.

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,9 +9,9 @@ from typing import Any, Literal
 
 from benchmarks.data.text import Level, Text, load_text
 from benchmarks.engine import Plan
-from benchmarks.experiments import OptionError
 from benchmarks.models.language import OutputLayer, build_language_model
 from benchmarks.optimizers import OPTIMIZERS, OptimizerName
+from benchmarks.planning import OptionError, check_rate, make_plan, refuse
 from benchmarks.text import TextProgram
 
 LENGTHS = {"lstm": 70, "decoder": 128}
@@ -69,26 +68,22 @@ class Experiment:
     for name in ("batch_size", "max_epochs", "patience", *optional):
       value = getattr(self, name)
       if value is not None and value < 1:
-        _fail(name, "must be at least 1", value)
+        refuse(name, "must be at least 1", value)
     for name in ("num_validation", "num_test"):
       value = getattr(self, name)
       if value is not None and value < 2:
-        _fail(name, "must be at least 2", value)
+        refuse(name, "must be at least 2", value)
     if self.seed < 0:
-      _fail("seed", "must not be negative", self.seed)
+      refuse("seed", "must not be negative", self.seed)
     if not 0 <= self.dropout < 1:
-      _fail("dropout", "must be in [0, 1)", self.dropout)
+      refuse("dropout", "must be in [0, 1)", self.dropout)
     if self.clip is not None and not 0 < self.clip < float("inf"):
-      _fail("clip", "must be positive", self.clip)
+      refuse("clip", "must be positive", self.clip)
     optimizer = OPTIMIZERS[self.optimizer]
-    rate = self.rate
-    if optimizer.takes_rate and (rate is None or not 0 < rate < float("inf")):
-      _fail("rate", f"must be positive for --optimizer {self.optimizer}", rate)
-    if not optimizer.takes_rate and rate is not None:
-      _fail("rate", f"must be left out for --optimizer {self.optimizer}", rate)
+    check_rate(self.optimizer, self.rate)
     if not optimizer.has_heads and self.num_heads is not None:
       name = self.optimizer
-      _fail("num_heads", f"must be left out for --optimizer {name}", self.num_heads)
+      refuse("num_heads", f"must be left out for --optimizer {name}", self.num_heads)
 
 
 class Workshop:
@@ -135,29 +130,15 @@ class Workshop:
       "vocabulary_size": len(text.vocabulary),
       "fingerprint": _fingerprint(text),
     }
-    # Results of other options never take the place of these.
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
-    parts = [
-      text.name,
-      experiment.level,
-      experiment.network,
-      experiment.optimizer,
-      *([f"{experiment.rate:g}"] if experiment.rate is not None else []),
-      f"s{experiment.seed}",
-      digest[:8],
-    ]
-    return Plan(
-      name="-".join(parts),
-      config={
-        **config,
+    return make_plan(
+      [text.name, experiment.level, experiment.network],
+      config,
+      {
         "task": "text",
         "real_data": text.name == "ptb",
         "chance": math.log2(len(text.vocabulary)),  # bits of a uniform prediction
       },
-      out=out,
-      seed=experiment.seed,
-      rate=experiment.rate,
-      max_epochs=experiment.max_epochs,
+      out,
       patience=experiment.patience,
     )
 
@@ -216,12 +197,12 @@ class Workshop:
     chunks = experiment.chunks or (batch_size if text.level == "words" else 1)
     if batch_size * length % chunks:
       rule = f"must divide the {batch_size} * {length} positions of a step"
-      _fail("chunks", rule, chunks)
+      refuse("chunks", rule, chunks)
     sizes = {}
     for name, part in (("num_validation", text.validation), ("num_test", text.test)):
       sizes[name] = getattr(experiment, name) or len(part)
       if sizes[name] > len(part):
-        _fail(name, f"must be at most {len(part):,}", sizes[name])
+        refuse(name, f"must be at most {len(part):,}", sizes[name])
     num_heads = experiment.num_heads or optimizer.num_heads
     return dataclasses.replace(
       experiment,
@@ -239,7 +220,3 @@ def _fingerprint(text: Text) -> str:
   for part in (text.train, text.validation, text.test):
     digest.update(part.tobytes())
   return digest.hexdigest()[:16]
-
-
-def _fail(name: str, rule: str, value: Any) -> None:
-  raise OptionError(f"--{name.replace('_', '-')} {rule}, got {value}.")

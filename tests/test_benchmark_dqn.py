@@ -11,8 +11,8 @@ from benchmark_cases import quiet, without_times
 
 import alrao_jax
 from benchmarks import engine, records
-from benchmarks.experiments import OptionError
 from benchmarks.optimizers import OPTIMIZERS
+from benchmarks.planning import OptionError
 from benchmarks.rl import environments, q_learning, replay
 from benchmarks.rl.environments import (
   PROTOCOLS,

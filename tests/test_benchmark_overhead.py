@@ -8,7 +8,7 @@ from rich.console import Console
 
 from benchmarks import competitors, overhead, records
 from benchmarks.competitors import SGD, Case, Contender, alrao
-from benchmarks.experiments import OptionError
+from benchmarks.planning import OptionError
 
 CASE = Case(
   "mlp", 1 / 32, (*alrao(1, 4), Contender("Adam", "adam")), 8, 6, 1, "none", steps=2

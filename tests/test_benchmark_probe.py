@@ -4,7 +4,8 @@ import pytest
 from benchmark_cases import quiet
 
 from benchmarks import probe
-from benchmarks.experiments import Experiment, OptionError
+from benchmarks.experiments import Experiment
+from benchmarks.planning import OptionError
 from benchmarks.results import Row, RunRecords, Table
 from benchmarks.tasks import TASKS
 

@@ -8,8 +8,9 @@ from benchmark_cases import quiet
 
 from benchmarks import cifar10, commands, engine, papers, report, results, sweeps
 from benchmarks.data import DataError
-from benchmarks.experiments import Experiment, OptionError, Workshop
+from benchmarks.experiments import Experiment, Workshop
 from benchmarks.optimizers import OPTIMIZERS
+from benchmarks.planning import OptionError
 from benchmarks.progress import sparkline
 from benchmarks.records import RecordError, read, write
 

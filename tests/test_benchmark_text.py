@@ -12,11 +12,11 @@ from benchmark_cases import make_plan, quiet, without_times
 from alrao_jax import alrao
 from benchmarks import engine, ptb, records
 from benchmarks.data.text import Text
-from benchmarks.experiments import OptionError
 from benchmarks.models.decoder import Decoder
 from benchmarks.models.language import LanguageModel
 from benchmarks.models.lstm import LSTM
 from benchmarks.optimizers import OPTIMIZERS, Optimizer
+from benchmarks.planning import OptionError
 from benchmarks.text import TextProgram
 from benchmarks.text_experiments import Experiment, Workshop
 

@@ -11,8 +11,8 @@ from benchmark_cases import quiet
 
 import alrao_jax
 from benchmarks import engine
-from benchmarks.experiments import OptionError
 from benchmarks.optimizers import Setting
+from benchmarks.planning import OptionError
 from benchmarks.results import RunRecords
 from benchmarks.studies import (
   adam,

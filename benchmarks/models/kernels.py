@@ -65,7 +65,7 @@ def conv_general_dilated(
       terms = [
         x.astype(wide) * w.astype(wide) for x, w in zip(windows, weights, strict=True)
       ]
-      return sum(terms[1:], terms[0]).astype(lhs.dtype)
+      return functools.reduce(jnp.add, terms).astype(lhs.dtype)
   return lax.conv_general_dilated(
     lhs,
     rhs,

@@ -1,14 +1,12 @@
 """One experiment of Q-learning: its options, its name, and its program."""
 
 import dataclasses
-import hashlib
-import json
 from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.engine import Plan
-from benchmarks.experiments import OptionError
 from benchmarks.optimizers import OPTIMIZERS, OptimizerName
+from benchmarks.planning import check_rate, make_plan, refuse
 from benchmarks.rl.environments import PROTOCOLS, Protocol, make
 from benchmarks.rl.program import DQNProgram
 
@@ -54,23 +52,19 @@ class Experiment:
     """
     for name in ("num_heads", "max_epochs", "num_validation", "num_test"):
       if getattr(self, name) < 1:
-        _fail(name, "must be at least 1", getattr(self, name))
+        refuse(name, "must be at least 1", getattr(self, name))
     if self.seed < 0:
-      _fail("seed", "must not be negative", self.seed)
+      refuse("seed", "must not be negative", self.seed)
     if not 0 < self.noise_scale < float("inf"):
-      _fail("noise_scale", "must be positive", self.noise_scale)
+      refuse("noise_scale", "must be positive", self.noise_scale)
     num_steps, unit = self.protocol.num_steps, self.max_epochs * self.protocol.num_envs
     if num_steps < 1 or num_steps % unit:
       rule = f"must be a multiple of {unit} (--max-epochs times environments)"
-      _fail("num_steps", rule, num_steps)
+      refuse("num_steps", rule, num_steps)
     if OPTIMIZERS[self.optimizer].averaged_params is not None:
       rule = "must not be one that is evaluated at averaged weights"
-      _fail("optimizer", rule, self.optimizer)
-    takes_rate = OPTIMIZERS[self.optimizer].takes_rate
-    if takes_rate and (self.rate is None or not 0 < self.rate < float("inf")):
-      _fail("rate", f"must be positive for --optimizer {self.optimizer}", self.rate)
-    if not takes_rate and self.rate is not None:
-      _fail("rate", f"must be left out for --optimizer {self.optimizer}", self.rate)
+      refuse("optimizer", rule, self.optimizer)
+    check_rate(self.optimizer, self.rate)
 
 
 class Workshop:
@@ -111,22 +105,11 @@ class Workshop:
         experiment.num_heads if OPTIMIZERS[experiment.optimizer].has_heads else None
       ),
     }
-    # Results of other options never take the place of these.
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
-    parts = [
-      experiment.environment,
-      experiment.optimizer,
-      *([f"{experiment.rate:g}"] if experiment.rate is not None else []),
-      f"s{experiment.seed}",
-      digest[:8],
-    ]
-    return Plan(
-      name="-".join(parts),
-      config={**config, "task": "rl", "dataset": "gymnasium", "real_data": True},
-      out=out,
-      seed=experiment.seed,
-      rate=experiment.rate,
-      max_epochs=experiment.max_epochs,
+    return make_plan(
+      [experiment.environment],
+      config,
+      {"task": "rl", "dataset": "gymnasium", "real_data": True},
+      out,
       patience=experiment.max_epochs,  # returns go up and down: no early stopping
     )
 
@@ -149,7 +132,3 @@ class Workshop:
       )
       self._program = (wanted, program)
     return self._program[1]
-
-
-def _fail(name: str, rule: str, value: Any) -> None:
-  raise OptionError(f"--{name.replace('_', '-')} {rule}, got {value}.")

@@ -11,10 +11,10 @@ import numpy as np
 
 from benchmarks import data, engine
 from benchmarks.data import DataError
-from benchmarks.experiments import OptionError
 from benchmarks.images import ImageData, ImageProgram
 from benchmarks.models import build_model
 from benchmarks.optimizers import Optimizer
+from benchmarks.planning import OptionError
 from benchmarks.progress import Display
 from benchmarks.records import read, read_summary
 from benchmarks.results import RunRecords

@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import tyro
 
-from benchmarks.experiments import OptionError
+from benchmarks.planning import OptionError
 from benchmarks.progress import Display
 from benchmarks.results import RunRecords
 from benchmarks.studies import optimizers, pictures

@@ -3,7 +3,7 @@
 import datetime
 from pathlib import Path
 
-from benchmarks.experiments import OptionError
+from benchmarks.planning import OptionError
 from benchmarks.records import environment, write_text
 from benchmarks.studies.arms import Images
 
