@@ -242,6 +242,7 @@ def to_numpy(tree):
   return jax.tree.map(np.array, tree)
 
 
+@pytest.mark.slow
 @needs_gymnasium
 def test_target_is_a_frozen_copy_of_parameters_and_log_weights():
   program = make_program("alrao", num_envs=1, num_steps=30)
@@ -283,6 +284,7 @@ class Killed(Exception):
   pass
 
 
+@pytest.mark.slow
 @needs_gymnasium
 def test_killed_run_ends_as_if_it_had_not_been(tmp_path):
   program = make_program()

@@ -185,6 +185,7 @@ def test_clipping_bounds_body_and_each_head_by_itself():
   np.testing.assert_allclose(np.sqrt([body, *heads]), 1e-3, rtol=1e-2)
 
 
+@pytest.mark.slow
 def test_interrupted_run_ends_as_if_it_had_not_been(tmp_path):
   """Bit for bit, from the middle of a pass: the carry is in the checkpoint."""
 

@@ -82,6 +82,7 @@ def assert_trees_equal(a, b):
   jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+@pytest.mark.slow
 def test_train_state_goes_on_with_one_further_compilation():
   step = make_step()
   state = run(step, make_state())
@@ -264,6 +265,7 @@ def plain_leaves(tree):
   return [np.asarray(data(leaf)) for leaf in jax.tree.leaves(tree)]
 
 
+@pytest.mark.slow
 def test_nnx_collapses_in_place_and_trains_on():
   model, optimizer = make_nnx()
   before = alrao.take_heads(nnx.state(model), (3, 1))

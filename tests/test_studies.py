@@ -131,6 +131,7 @@ def counted(monkeypatch):
   return names
 
 
+@pytest.mark.slow
 def test_trainer_shares_programs_and_never_repeats_a_run(tmp_path, counted):
   arms = [
     Arm(f"sgd-{rate:g}", optimizers.SGD, "sgd", rate, width=1 / 8)

@@ -61,7 +61,7 @@ def conv_general_dilated(
       windows = _shifts(jnp.pad(lhs, pad), (height, width), window_strides)
       weights = rhs.reshape(height * width, 1, 1, 1, features)
       # Summed in float32 at least, as XLA does.
-      wide = jnp.promote_types(lhs.dtype, jnp.float32)
+      wide = jnp.float32 if lhs.dtype.itemsize < 4 else lhs.dtype
       terms = [
         x.astype(wide) * w.astype(wide) for x, w in zip(windows, weights, strict=True)
       ]
