@@ -1,7 +1,7 @@
 """Optimizers that train one network step by step, in turns, and what each costs."""
 
 import time
-from typing import Any, NamedTuple
+from typing import Any
 from unittest import mock
 
 import jax
@@ -10,112 +10,11 @@ import rich.console
 import rich.progress
 
 import alrao_jax
-from benchmarks.data.dataset import Split, Splits
-from benchmarks.images import ImageData, ImageProgram
-from benchmarks.models import build_model
-from benchmarks.optimizers import OPTIMIZERS
+from benchmarks.overhead_cases import AGAIN, SGD, Case, Contender
 
 Row = dict[str, Any]
 
 RATE = 1e-3  # SGD's; small, so that no network diverges on its one batch of noise
-
-
-class Contender(NamedTuple):
-  """One optimizer on one network.
-
-  Attributes:
-    label: Its name.
-    optimizer: Its optimizer, of `benchmarks.optimizers`.
-    num_heads: Number of heads; None for an ordinary output layer.
-  """
-
-  label: str
-  optimizer: str
-  num_heads: int | None = None
-
-
-SGD = Contender("SGD", "sgd")
-AGAIN = Contender("SGD again", "sgd")  # how far two equal programs come out apart
-PEERS = (
-  Contender("Adam", "adam"),
-  Contender("Prodigy", "prodigy"),
-  Contender("schedule-free AdamW", "schedule_free_adamw"),
-)
-
-
-def alrao(*num_heads: int) -> tuple[Contender, ...]:
-  """Returns Alrao with several numbers of heads.
-
-  Args:
-    *num_heads: The numbers.
-  """
-  return tuple(
-    Contender(f"Alrao, {n} head{'s' * (n > 1)}", "alrao", n) for n in num_heads
-  )
-
-
-class Case(NamedTuple):
-  """A network at one size.
-
-  Attributes:
-    network: Its name in `benchmarks.models`.
-    width: Factor on its channels.
-    contenders: What trains it, beside SGD.
-    batch_size: Number of images in a step.
-    side: Side of the images.
-    channels: Channels of the images.
-    norm: Its normalisation.
-    steps: Number of steps in a contender's turn.
-  """
-
-  network: str
-  width: float
-  contenders: tuple[Contender, ...]
-  batch_size: int = 32
-  side: int = 32
-  channels: int = 3
-  norm: Any = "batch"
-  steps: int = 1
-
-
-CASES = {
-  "mlp": Case(
-    "mlp", 1.0, alrao(1, 2, 5, 10, 20, 50) + PEERS, 128, 28, 1, "none", steps=20
-  ),
-  "small_cnn": Case("small_cnn", 1.0, alrao(10) + PEERS, steps=10),
-  "googlenet_narrow": Case("googlenet", 1 / 8, alrao(10) + PEERS),
-  "mobilenet_v2_narrow": Case("mobilenet_v2", 1 / 8, alrao(10) + PEERS),
-  "vgg19_narrow": Case("vgg19", 1 / 4, alrao(10) + PEERS),
-  "googlenet": Case("googlenet", 1.0, alrao(10)),
-  "mobilenet_v2": Case("mobilenet_v2", 1.0, alrao(10)),
-  "vgg19": Case("vgg19", 1.0, alrao(10)),
-}
-
-
-def make_program(case: Case, contender: Contender) -> ImageProgram:
-  """Returns the program of the CIFAR-10 benchmark, on one batch of random images.
-
-  Args:
-    case: The network.
-    contender: The optimizer.
-  """
-  generator = np.random.default_rng(0)
-  shape = (case.batch_size, case.side, case.side, case.channels)
-  batch = Split(
-    generator.integers(0, 256, shape, dtype=np.uint8),
-    generator.integers(0, 10, case.batch_size).astype(np.int32),
-  )
-  return ImageProgram(
-    build_model(
-      case.network, num_heads=contender.num_heads, width=case.width, norm=case.norm
-    ),
-    OPTIMIZERS[contender.optimizer],
-    ImageData(Splits(batch, batch, batch)),
-    batch_size=case.batch_size,
-    max_epochs=1000,
-    flip=False,
-    augmented=False,
-  )
 
 
 class Competitor:
@@ -128,21 +27,20 @@ class Competitor:
       case: The network.
       contender: The optimizer.
     """
-    program = make_program(case, contender)
+    program = case.network.program(contender)
     state = program.init(0, RATE if contender.optimizer == "sgd" else None)
     batch = jax.tree.map(lambda leaf: leaf[0], program.batches(0, 1))
     start = time.perf_counter()
     # Not the loop's own step, which counts its traces.
-    lowered = jax.jit(program.step.step, donate_argnums=0).lower(
-      state, program.data, batch
-    )
+    step = program.step.step
+    lowered = jax.jit(step, donate_argnums=0).lower(state, program.data, batch)
     self._step = lowered.compile()
     self.costs = {
       "compile_seconds": time.perf_counter() - start,
       "parameter_bytes": 4.0 * program.num_parameters,
       "rates_bytes": _rates_bytes(state.opt_state),
       **_xla_costs(self._step),
-      **_usual_costs(program.step.step, state, program.data, batch),
+      **_usual_costs(step, state, program.data, batch),
     }
     self._state, self._rest = state, (program.data, batch)
     self.run(1)
@@ -177,10 +75,12 @@ def measure(case: Case, rounds: int, console: rich.console.Console) -> list[Row]
   for contender in contenders:
     competitors.append(Competitor(case, contender))
     seconds = competitors[-1].costs["compile_seconds"]
-    console.print(f"{case.network}: {contender.label} compiled in {seconds:.1f} s")
+    console.print(
+      f"{case.network.title}: {contender.label} compiled in {seconds:.1f} s"
+    )
   generator = np.random.default_rng(0)
   times = np.zeros((rounds, len(contenders)))
-  for i in rich.progress.track(range(rounds), case.network, console=console):
+  for i in rich.progress.track(range(rounds), case.network.title, console=console):
     for j in generator.permutation(len(contenders)):
       times[i, j] = competitors[j].run(case.steps) / case.steps
   ratios = times / times[:, :1]

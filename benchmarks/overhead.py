@@ -20,7 +20,8 @@ import rich.console
 import rich.markdown
 
 from benchmarks import commands, records
-from benchmarks.competitors import CASES, measure
+from benchmarks.competitors import measure
+from benchmarks.overhead_cases import CASES
 from benchmarks.planning import OptionError
 from benchmarks.records import RecordError
 
@@ -32,7 +33,7 @@ class Run:
   """Measure, and write what was measured."""
 
   cases: tuple[str, ...] = ("mlp", "small_cnn")
-  """Which networks; see CASES in benchmarks/competitors.py."""
+  """Which networks; see CASES in benchmarks/overhead_cases.py."""
   rounds: int = 50
   """Number of turns that each contender has."""
   out: Path = Path("benchmarks/overhead")
@@ -51,9 +52,7 @@ class Run:
       rows = measure(CASES[name], self.rounds, console)
       found = {
         "case": name,
-        "network": CASES[name].network,
-        "width": CASES[name].width,
-        "batch_size": CASES[name].batch_size,
+        "title": CASES[name].network.title,
         "rounds": self.rounds,
         "steps": CASES[name].steps,
         "date": datetime.date.today().isoformat(),
@@ -105,7 +104,7 @@ def table(found: records.Record) -> str:
     "compile / SGD's",
   ]
   lines = [
-    f"### {found['network']}, width {found['width']:g}, batch {found['batch_size']}",
+    f"### {found['title']}",
     "",
     "| " + " | ".join(header) + " |",
     "|" + " --- |" * len(header),

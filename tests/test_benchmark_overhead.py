@@ -7,11 +7,13 @@ import pytest
 from rich.console import Console
 
 from benchmarks import competitors, overhead, records
-from benchmarks.competitors import SGD, Case, Contender, alrao
+from benchmarks.overhead_cases import SGD, Case, Contender, Images, Symbols, alrao
 from benchmarks.planning import OptionError
 
 CASE = Case(
-  "mlp", 1 / 32, (*alrao(1, 4), Contender("Adam", "adam")), 8, 6, 1, "none", steps=2
+  Images("mlp", 1 / 32, 8, 6, 1, norm="none"),
+  (*alrao(1, 4), Contender("Adam", "adam")),
+  steps=2,
 )
 
 
@@ -50,15 +52,28 @@ def test_costs_are_those_of_the_networks(rows):
 
 
 def test_every_contender_trains_the_same_network():
-  program = competitors.make_program(CASE, SGD)
-  with_heads = competitors.make_program(CASE, alrao(4)[0])
+  program = CASE.network.program(SGD)
+  with_heads = CASE.network.program(alrao(4)[0])
   assert program.examples_per_epoch == with_heads.examples_per_epoch == 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", ["lstm", "decoder"])
+def test_networks_for_text_have_costs_too(network):
+  case = Case(Symbols(network, 4, 7, batch_size=2), alrao(3))
+  with jax.numpy_rank_promotion("allow"):  # within flax's own layers
+    sgd, _, heads = competitors.measure(case, rounds=1, console=Console(quiet=True))
+  features = 128 if network == "decoder" else 100
+  more = heads["parameter_bytes"] - sgd["parameter_bytes"]
+  assert more == 4 * 2 * (features * 7 + 7)
+  assert case.network.title == f"{network}, 7 characters, 2 streams of 4"
 
 
 def test_report_replaces_the_tables_and_keeps_the_rest(rows, tmp_path):
   names = ("device", "cores", "jax", "flax", "optax", "alrao_jax", "commit")
   found = {
-    **CASE._asdict(),
+    "title": CASE.network.title,
+    "steps": CASE.steps,
     "rounds": 3,
     "date": "2020-01-02",
     "environment": dict.fromkeys(names, "x"),

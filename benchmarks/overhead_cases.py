@@ -1,0 +1,225 @@
+"""The networks on which steps are timed, each on one batch of noise."""
+
+from typing import Any, Literal, NamedTuple, Protocol
+
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from benchmarks.data.dataset import Split, Splits
+from benchmarks.data.text import Level, Text
+from benchmarks.engine import Program
+from benchmarks.images import ImageData, ImageProgram
+from benchmarks.models import build_model
+from benchmarks.models.language import OutputLayer, build_language_model
+from benchmarks.optimizers import OPTIMIZERS
+from benchmarks.text import TextProgram
+
+
+class Contender(NamedTuple):
+  """One optimizer on one network.
+
+  Attributes:
+    label: Its name.
+    optimizer: Its optimizer, of `benchmarks.optimizers`.
+    num_heads: Number of heads; None for an ordinary output layer.
+  """
+
+  label: str
+  optimizer: str
+  num_heads: int | None = None
+
+
+SGD = Contender("SGD", "sgd")
+AGAIN = Contender("SGD again", "sgd")  # how far two equal programs come out apart
+PEERS = (
+  Contender("Adam", "adam"),
+  Contender("Prodigy", "prodigy"),
+  Contender("schedule-free AdamW", "schedule_free_adamw"),
+)
+
+
+def alrao(*num_heads: int) -> tuple[Contender, ...]:
+  """Returns Alrao with several numbers of heads.
+
+  Args:
+    *num_heads: The numbers.
+  """
+  return tuple(
+    Contender(f"Alrao, {n} head{'s' * (n > 1)}", "alrao", n) for n in num_heads
+  )
+
+
+class Network(Protocol):
+  """A network at one size, and one batch for it."""
+
+  @property
+  def title(self) -> str:
+    """What it is, for a table's heading."""
+    ...
+
+  def program(self, contender: Contender) -> Program:
+    """Returns the program of its benchmark, on one batch of noise.
+
+    Args:
+      contender: What trains it.
+    """
+    ...
+
+
+class Images(NamedTuple):
+  """A network that classifies images.
+
+  Attributes:
+    network: Its name in `benchmarks.models`.
+    width: Factor on its channels.
+    batch_size: Number of images in a step.
+    side: Side of the images.
+    channels: Channels of the images.
+    num_classes: Number of classes.
+    norm: Its normalisation.
+    dtype: Of its computation.
+  """
+
+  network: str
+  width: float = 1.0
+  batch_size: int = 32
+  side: int = 32
+  channels: int = 3
+  num_classes: int = 10
+  norm: Any = "batch"
+  dtype: DTypeLike = jnp.float32
+
+  @property
+  def title(self) -> str:
+    """What it is, for a table's heading."""
+    kind = "" if self.dtype == jnp.float32 else f", {np.dtype(self.dtype).name}"
+    return f"{self.network}, width {self.width:g}, batch {self.batch_size}{kind}"
+
+  def program(self, contender: Contender) -> ImageProgram:
+    """Returns the program of the image benchmarks, on one batch of noise.
+
+    Args:
+      contender: What trains it.
+    """
+    generator = np.random.default_rng(0)
+    shape = (self.batch_size, self.side, self.side, self.channels)
+    batch = Split(
+      generator.integers(0, 256, shape, dtype=np.uint8),
+      generator.integers(0, self.num_classes, self.batch_size).astype(np.int32),
+    )
+    model = build_model(
+      self.network,
+      self.num_classes,
+      contender.num_heads,
+      self.width,
+      self.dtype,
+      self.norm,
+    )
+    return ImageProgram(
+      model,
+      OPTIMIZERS[contender.optimizer],
+      ImageData(Splits(batch, batch, batch)),
+      batch_size=self.batch_size,
+      max_epochs=1000,
+      flip=False,
+      augmented=False,
+      dtype=self.dtype,
+    )
+
+
+class Symbols(NamedTuple):
+  """A network that predicts a text's next symbol.
+
+  Attributes:
+    network: ``"lstm"`` or ``"decoder"``.
+    length: Symbols of each stream in a step.
+    vocabulary_size: Number of symbols; Penn Treebank has 50 characters.
+    level: What they are.
+    output_layer: The output layer.
+    chunks: Into how many parts the positions are divided for the heads' outputs.
+    batch_size: Number of streams.
+  """
+
+  network: Literal["lstm", "decoder"]
+  length: int
+  vocabulary_size: int = 50
+  level: Level = "characters"
+  output_layer: OutputLayer = "softmax"
+  chunks: int = 1
+  batch_size: int = 20
+
+  @property
+  def title(self) -> str:
+    """What it is, for a table's heading."""
+    return (
+      f"{self.network}, {self.vocabulary_size:,} {self.level}, {self.batch_size} "
+      f"streams of {self.length}"
+    )
+
+  def program(self, contender: Contender) -> TextProgram:
+    """Returns the program of the text benchmarks, on one batch of noise.
+
+    Args:
+      contender: What trains it.
+    """
+    generator = np.random.default_rng(0)
+    size = self.batch_size * self.length + 1
+    symbols = generator.integers(0, self.vocabulary_size, size).astype(np.int32)
+    vocabulary = tuple(str(i) for i in range(self.vocabulary_size))
+    model = build_language_model(
+      self.network,
+      self.vocabulary_size,
+      context=self.length,
+      output_layer=self.output_layer,
+      num_heads=contender.num_heads,
+      dropout=0.2,
+    )
+    return TextProgram(
+      model,
+      OPTIMIZERS[contender.optimizer],
+      Text("noise", self.level, vocabulary, symbols, symbols, symbols, "noise"),
+      batch_size=self.batch_size,
+      length=self.length,
+      epoch_steps=1,
+      max_epochs=1000,
+      num_validation=size,
+      num_test=size,
+      chunks=self.chunks,
+    )
+
+
+class Case(NamedTuple):
+  """A network and what trains it.
+
+  Attributes:
+    network: The network, and its batch.
+    contenders: What trains it, beside SGD.
+    steps: Number of steps in a contender's turn.
+  """
+
+  network: Network
+  contenders: tuple[Contender, ...]
+  steps: int = 1
+
+
+_TEN = alrao(10)
+_MLP = Images("mlp", 1.0, 128, 28, 1, norm="none")
+
+CASES = {
+  "mlp": Case(_MLP, alrao(1, 2, 5, 10, 20, 50) + PEERS, steps=20),
+  "small_cnn": Case(Images("small_cnn"), _TEN + PEERS, steps=10),
+  "googlenet_narrow": Case(Images("googlenet", 1 / 8), _TEN + PEERS),
+  "mobilenet_v2_narrow": Case(Images("mobilenet_v2", 1 / 8), _TEN + PEERS),
+  "vgg19_narrow": Case(Images("vgg19", 1 / 4), _TEN + PEERS),
+  "lstm": Case(Symbols("lstm", 70), _TEN + PEERS),
+  "decoder": Case(Symbols("decoder", 128), _TEN + PEERS),
+  "googlenet": Case(Images("googlenet"), _TEN),
+  "mobilenet_v2": Case(Images("mobilenet_v2"), _TEN),
+  "vgg19": Case(Images("vgg19"), _TEN),
+  # For accelerators.
+  "googlenet_bfloat16": Case(Images("googlenet", dtype=jnp.bfloat16), _TEN),
+  "mobilenet_v2_bfloat16": Case(Images("mobilenet_v2", dtype=jnp.bfloat16), _TEN),
+  "vgg19_bfloat16": Case(Images("vgg19", dtype=jnp.bfloat16), _TEN),
+  "lstm_words": Case(Symbols("lstm", 70, 10_000, "words", chunks=20), _TEN),
+}
