@@ -19,7 +19,7 @@ import jax
 import rich.console
 import rich.markdown
 
-from benchmarks import commands, records
+from benchmarks import commands, large_output, many_seeds, records, torch_steps
 from benchmarks.competitors import measure
 from benchmarks.overhead_cases import CASES
 from benchmarks.planning import OptionError
@@ -51,6 +51,7 @@ class Run:
     for name in self.cases:
       rows = measure(CASES[name], self.rounds, console)
       found = {
+        "kind": "overhead",
         "case": name,
         "title": CASES[name].network.title,
         "rounds": self.rounds,
@@ -65,7 +66,10 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """Write the measured tables into OVERHEAD.md, in place of those there."""
+  """Write the measured tables into OVERHEAD.md, in place of those there.
+
+  Those of `benchmarks.many_seeds`, `large_output` and `torch_steps` too.
+  """
 
   results: Path = Path("benchmarks/overhead")
   """Folder of the JSON files."""
@@ -77,7 +81,10 @@ class Report:
     paths = sorted(self.results.glob("*.json"))
     if not paths:
       raise RecordError(f"no JSON files in {self.results}; `run` makes them.")
-    tables = "\n\n".join(table(json.loads(path.read_text())) for path in paths)
+    measured = [json.loads(path.read_text()) for path in paths]
+    order = {kind: place for place, kind in enumerate(TABLES)}
+    measured.sort(key=lambda found: order[found["kind"]])
+    tables = "\n\n".join(TABLES[found["kind"]](found) for found in measured)
     text = self.out.read_text() if self.out.exists() else f"{START}\n{END}\n"
     before, _, rest = text.partition(START)
     after = rest.partition(END)[2]
@@ -125,17 +132,16 @@ def table(found: records.Record) -> str:
       f"{row['compile_ratio']:.2f}",
     ]
     lines.append("| " + " | ".join(cells) + " |")
-  environment = found["environment"]
-  names = ("device", "cores", "jax", "flax", "optax", "alrao_jax", "commit")
-  versions = ", ".join(f"{name} {str(environment[name])[:12]}" for name in names)
-  return "\n".join(
-    [
-      *lines,
-      "",
-      f"{found['rounds']} rounds of {found['steps']} steps; {versions}; "
-      f"{found['date']}.",
-    ]
-  )
+  return "\n".join([*lines, "", records.conditions(found)])
+
+
+# By the kind of a JSON file.
+TABLES = {
+  "overhead": table,
+  "many_seeds": many_seeds.table,
+  "large_output": large_output.table,
+  "torch_steps": torch_steps.table,
+}
 
 
 if __name__ == "__main__":

@@ -104,6 +104,23 @@ def environment() -> Record:
   }
 
 
+def conditions(found: Record) -> str:
+  """Returns under what a measurement was made, as a sentence.
+
+  Args:
+    found: The measurement, with ``environment`` and ``date``; ``rounds`` and ``steps``
+      where it has them.
+  """
+  names = ("device", "cores", "jax", "flax", "optax", "torch", "alrao_jax", "commit")
+  known = found["environment"]
+  parts = [f"{name} {str(known[name])[:12]}" for name in names if name in known]
+  counts = [f"{found[name]} {name}" for name in ("rounds", "steps") if name in found]
+  return (
+    "; ".join([*filter(None, [" of ".join(counts)]), ", ".join(parts), found["date"]])
+    + "."
+  )
+
+
 def _commit() -> str:
   """The commit of this checkout, with a + if files have changed since; or unknown."""
   try:

@@ -145,6 +145,7 @@ class Compare:
       ) from error
     rows = [self._measure(torch, name) for name in self.networks]
     found = {
+      "kind": "torch_steps",
       "date": datetime.date.today().isoformat(),
       "rounds": self.rounds,
       "steps": self.steps,
@@ -182,6 +183,8 @@ def table(found: records.Record) -> str:
     found: What `Compare` writes.
   """
   lines = [
+    "### Plain SGD, JAX beside PyTorch",
+    "",
     "| network | JAX, ms a step | PyTorch, ms a step | JAX / PyTorch | quartiles |",
     "| --- | --- | --- | --- | --- |",
   ]
@@ -190,17 +193,7 @@ def table(found: records.Record) -> str:
     cells = [row["jax_milliseconds"], row["torch_milliseconds"], row["ratio"]]
     numbers = " | ".join(f"{cell:.2f}" for cell in cells)
     lines.append(f"| {row['network']} | {numbers} | {low:.2f} to {high:.2f} |")
-  environment = found["environment"]
-  names = ("device", "cores", "jax", "torch", "commit")
-  versions = ", ".join(f"{name} {str(environment[name])[:12]}" for name in names)
-  return "\n".join(
-    [
-      *lines,
-      "",
-      f"{found['rounds']} rounds of {found['steps']} steps; {versions}; "
-      f"{found['date']}.",
-    ]
-  )
+  return "\n".join([*lines, "", records.conditions(found)])
 
 
 if __name__ == "__main__":

@@ -3,10 +3,18 @@
 import json
 
 import jax
+import numpy as np
 import pytest
 from rich.console import Console
 
-from benchmarks import competitors, overhead, records
+from benchmarks import (
+  competitors,
+  large_output,
+  many_seeds,
+  overhead,
+  records,
+  torch_steps,
+)
 from benchmarks.overhead_cases import SGD, Case, Contender, Images, Symbols, alrao
 from benchmarks.planning import OptionError
 
@@ -72,6 +80,7 @@ def test_networks_for_text_have_costs_too(network):
 def test_report_replaces_the_tables_and_keeps_the_rest(rows, tmp_path):
   names = ("device", "cores", "jax", "flax", "optax", "alrao_jax", "commit")
   found = {
+    "kind": "overhead",
     "title": CASE.network.title,
     "steps": CASE.steps,
     "rounds": 3,
@@ -99,3 +108,62 @@ def test_unknown_case_and_no_results_are_errors(tmp_path):
     overhead.Run(cases=("nonsense",))()
   with pytest.raises(records.RecordError, match="no JSON files"):
     overhead.Report(tmp_path)()
+
+
+def test_several_seeds_are_timed_each_way(tmp_path, monkeypatch):
+  monkeypatch.setitem(many_seeds.NETWORKS, "tiny", CASE.network)
+  out = tmp_path / "many_seeds.json"
+  many_seeds.Measure(("tiny",), num_seeds=(4,), rounds=1, steps=1, out=out)()
+  (row,) = json.loads(out.read_text())["rows"]
+  ways = ["sequential", "vmapped"]
+  if len(jax.devices()) > 1 and 4 % len(jax.devices()) == 0:
+    ways.append("sharded")
+  assert list(row["milliseconds"]) == ways
+  assert all(value > 0 for value in row["milliseconds"].values())
+  overhead.Report(tmp_path, tmp_path / "OVERHEAD.md")()
+  assert "| mlp, width 0.03125, batch 8 | 4 |" in (tmp_path / "OVERHEAD.md").read_text()
+
+
+def test_all_ways_train_all_seeds_equally():
+  seeds = many_seeds.Seeds(CASE.network, 4)
+  for _ in range(2):
+    for run in seeds.ways.values():
+      run(1)
+  sequential, *others = (seeds.states(name) for name in seeds.ways)
+  for other in others:
+    for one, two in zip(
+      jax.tree.leaves(sequential), jax.tree.leaves(other), strict=True
+    ):
+      # Sums of at most 36 products and 8 examples, over three steps.
+      np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-5)
+
+
+def test_chunks_need_less_memory_for_a_large_output_layer(tmp_path):
+  layer = large_output.Layer(features=4, num_classes=3_000, num_heads=3, batch_size=32)
+  out = tmp_path / "large_output.json"
+  large_output.Measure(layer, chunks=(1, 8), steps=1, out=out)()
+  sgd, whole, chunked = json.loads(out.read_text())["rows"]
+  heads = 4 * 4 * 3_000  # bytes of a head
+  assert whole["state_bytes"] - sgd["state_bytes"] > 2 * heads
+  assert whole["temporary_bytes"] > 3 * 32 * 3_000 * 4  # the logits of all heads
+  assert chunked["temporary_bytes"] < whole["temporary_bytes"] / 2
+  with pytest.raises(OptionError, match="must divide --batch-size 32"):
+    large_output.Measure(layer, chunks=(3,))()
+
+
+def test_steps_are_compared_with_those_of_pytorch_where_there_is_one(tmp_path):
+  pytest.importorskip("torch", reason="PyTorch is no dependency")
+  out = tmp_path / "torch.json"
+  torch_steps.Compare(("mlp",), rounds=1, steps=1, out=out)()
+  (row,) = json.loads(out.read_text())["rows"]
+  assert row["network"] == "mlp"
+  assert row["torch_milliseconds"] > 0
+
+
+def test_unknown_networks_and_numbers_are_errors():
+  with pytest.raises(OptionError, match="--networks knows mlp"):
+    torch_steps.Compare(("nonsense",))()
+  with pytest.raises(OptionError, match="--networks knows"):
+    many_seeds.Measure(("nonsense",))()
+  with pytest.raises(OptionError, match="at least 1"):
+    many_seeds.Measure(num_seeds=(0,))()

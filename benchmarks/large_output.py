@@ -1,0 +1,226 @@
+"""Memory of a step with an output layer of 50,000 classes, by number of chunks.
+
+    python -m benchmarks.large_output
+
+Ten heads' logits of 128 examples are 64 million numbers, and their softmax and gradient
+as many again. `alrao_jax.chunked_mixture_loss` computes them chunk by chunk, and again
+for the gradient. What XLA says of the compiled step is written down, and the time that
+the step takes.
+"""
+
+import dataclasses
+import datetime
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+
+import alrao_jax
+from benchmarks import commands, records
+from benchmarks.planning import OptionError
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+  """An output layer and a batch for it."""
+
+  features: int = 128
+  """Features of an example."""
+  num_classes: int = 50_000
+  """Number of classes."""
+  num_heads: int = 10
+  """Number of heads."""
+  batch_size: int = 128
+  """Number of examples."""
+
+  def params(self, num_heads: int | None) -> dict[str, Any]:
+    """Returns a body of one layer, and the output layer or its copies.
+
+    Args:
+      num_heads: Number of copies; None for an ordinary output layer.
+    """
+    keys = jax.random.split(jax.random.key(0))
+    copies = () if num_heads is None else (num_heads,)
+    body, output = (
+      jax.random.normal(key, shape) / self.features**0.5
+      for key, shape in zip(
+        keys,
+        [(self.features,) * 2, (*copies, self.features, self.num_classes)],
+        strict=True,
+      )
+    )
+    name = "output" if num_heads is None else "alrao_heads"
+    return {"body": {"kernel": body}, name: {"kernel": output}}
+
+  def batch(self) -> tuple[jax.Array, jax.Array]:
+    """Returns inputs (batch_size, features) and labels (batch_size,)."""
+    generator = np.random.default_rng(0)
+    inputs = generator.normal(size=(self.batch_size, self.features))
+    labels = generator.integers(0, self.num_classes, self.batch_size)
+    return jnp.asarray(inputs, jnp.float32), jnp.asarray(labels, jnp.int32)
+
+
+def plain_step(layer: Layer) -> tuple[Any, Any]:
+  """Returns a step of SGD with an ordinary output layer, and its state.
+
+  Args:
+    layer: The output layer.
+  """
+  optimizer = optax.sgd(1e-3)
+  params = layer.params(None)
+
+  def step(state, inputs, labels):
+    params, opt_state = state
+
+    def loss_fn(params):
+      features = jax.nn.relu(inputs @ params["body"]["kernel"])
+      return -_log_prob(features @ params["output"]["kernel"], labels).mean()
+
+    grads = jax.grad(loss_fn)(params)
+    updates, opt_state = optimizer.update(grads, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state
+
+  return step, (params, optimizer.init(params))
+
+
+def alrao_step(layer: Layer, chunks: int) -> tuple[Any, Any]:
+  """Returns a step of Alrao, and its state.
+
+  Args:
+    layer: The output layer.
+    chunks: Into how many parts the batch is divided; 1 for the whole at once.
+  """
+  optimizer = alrao_jax.alrao(jax.random.key(1), max_learning_rate=1e-2)
+  params = layer.params(layer.num_heads)
+
+  def step(state, inputs, labels):
+    params, opt_state = state
+    log_weights = alrao_jax.log_weights(opt_state)
+
+    def loss_fn(params):
+      kernels = params["alrao_heads"]["kernel"]
+      features = jax.nn.relu(inputs @ params["body"]["kernel"])
+
+      def evaluate(features):
+        return alrao_jax.multi_head(lambda kernel, x: x @ kernel, kernels, features)
+
+      if chunks == 1:
+        return alrao_jax.mixture_loss(
+          evaluate(features), lambda logits: _log_prob(logits, labels), log_weights
+        )
+      return alrao_jax.chunked_mixture_loss(
+        evaluate,
+        features,
+        _log_prob,
+        labels,
+        log_weights,
+        chunk_size=layer.batch_size // chunks,
+      )
+
+    grads, info = jax.grad(loss_fn, has_aux=True)(params)
+    updates, opt_state = optimizer.update(
+      grads, opt_state, params, head_log_likelihoods=info.head_log_likelihoods
+    )
+    return optax.apply_updates(params, updates), opt_state
+
+  return step, (params, optimizer.init(params))
+
+
+def _log_prob(logits: jax.Array, labels: jax.Array) -> jax.Array:
+  return -optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def measure(layer: Layer, chunks: int | None, steps: int) -> records.Record:
+  """Returns what XLA says of a step's memory, in bytes, and the step's milliseconds.
+
+  Args:
+    layer: The output layer.
+    chunks: Number of chunks of Alrao's loss; None for plain SGD.
+    steps: Number of steps, after a first.
+  """
+  step, state = plain_step(layer) if chunks is None else alrao_step(layer, chunks)
+  compiled = jax.jit(step, donate_argnums=0).lower(state, *layer.batch()).compile()
+  memory: Any = compiled.memory_analysis()
+  num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+  times = []
+  for _ in range(steps + 1):
+    start = time.perf_counter()
+    state = jax.block_until_ready(compiled(state, *layer.batch()))
+    times.append(time.perf_counter() - start)
+  return {
+    "label": "SGD" if chunks is None else f"Alrao, {layer.num_heads} heads",
+    "chunks": chunks,
+    "state_bytes": num_bytes,
+    "temporary_bytes": memory.temp_size_in_bytes,
+    "milliseconds": 1e3 * float(np.median(times[1:])),
+  }
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+  """Measure, and write what was measured."""
+
+  layer: Annotated[Layer, tyro.conf.arg(name="")] = Layer()
+  chunks: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+  """Numbers of chunks, each of which divides the number of examples."""
+  steps: int = 5
+  """Number of steps that are timed."""
+  out: Path = Path("benchmarks/overhead/large_output.json")
+  """File of the result."""
+
+  def __call__(self) -> None:
+    """Measures, writes and prints.
+
+    Raises:
+      OptionError: A number that is not positive, or does not divide the batch.
+    """
+    layer = self.layer
+    sizes = (layer.features, layer.num_classes, layer.num_heads, layer.batch_size)
+    if min(*sizes, *self.chunks, self.steps) < 1:
+      raise OptionError("all numbers must be at least 1.")
+    if any(layer.batch_size % number for number in self.chunks):
+      raise OptionError(
+        f"--chunks must divide --batch-size {layer.batch_size}, got {self.chunks}."
+      )
+    found = {
+      "kind": "large_output",
+      **dataclasses.asdict(layer),
+      "steps": self.steps,
+      "date": datetime.date.today().isoformat(),
+      "environment": records.environment(),
+      "rows": [measure(layer, c, self.steps) for c in (None, *self.chunks)],
+    }
+    records.write_text(self.out, json.dumps(found, indent=1) + "\n")
+    print(table(found))
+
+
+def table(found: records.Record) -> str:
+  """Returns the measurements as a Markdown table.
+
+  Args:
+    found: What `Measure` writes.
+  """
+  lines = [
+    f"### Output layer of {found['num_classes']:,} classes on {found['features']} "
+    f"features, batch {found['batch_size']}",
+    "",
+    "| | chunks | parameters and state, MB | temporary, MB | together | ms a step |",
+    "| --- | --- | --- | --- | --- | --- |",
+  ]
+  for row in found["rows"]:
+    state, temporary = row["state_bytes"] / 1e6, row["temporary_bytes"] / 1e6
+    lines.append(
+      f"| {row['label']} | {row['chunks'] or ''} | {state:,.0f} | {temporary:,.0f} | "
+      f"{state + temporary:,.0f} | {row['milliseconds']:,.0f} |"
+    )
+  return "\n".join([*lines, "", records.conditions(found)])
+
+
+if __name__ == "__main__":
+  commands.main(Measure, __doc__)
