@@ -1,5 +1,6 @@
 """The programs under examples/ run, for a few steps."""
 
+import importlib
 import json
 from pathlib import Path
 
@@ -192,3 +193,74 @@ def test_regression_refuses_a_bad_option_in_words(regression, option, tmp_path):
   with pytest.raises(SystemExit, match="--epochs and --seeds must be at least 1"):
     regression.main(regression.Config(**option, out=tmp_path / "out"))
   assert not (tmp_path / "out").exists()
+
+
+# Some steps in the fast tests, the stated accuracy in the slow ones.
+SHORT = ["linen_train_state", "nnx_classifier", "equinox_classifier", "mixed_precision"]
+ACCURACIES = {
+  "linen_train_state": 0.93,
+  "nnx_classifier": 0.96,
+  "equinox_classifier": 0.93,
+  "mixed_precision": 0.93,
+}
+
+
+@pytest.fixture
+def load_example(monkeypatch):
+  monkeypatch.syspath_prepend(str(EXAMPLES))
+
+  def load(name):
+    if name == "equinox_classifier":
+      pytest.importorskip("equinox", reason="equinox is no dependency")
+    return importlib.import_module(name)
+
+  return load
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_short_examples_learn_within_two_epochs(load_example, name):
+  example = load_example(name)
+  with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+    assert example.main(example.Config(epochs=2)) > 0.2  # chance is .1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHORT)
+def test_short_examples_reach_the_accuracy_they_state(load_example, name):
+  example = load_example(name)
+  with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+    assert example.main(example.Config()) > ACCURACIES[name]
+
+
+@pytest.mark.slow
+def test_checkpointing_goes_on_bit_for_bit(load_example, tmp_path, monkeypatch):
+  example = load_example("checkpointing")
+  _, whole = example.main(example.Config(epochs=4, out=tmp_path / "whole"))
+  config = example.Config(epochs=4, out=tmp_path / "killed")
+  batches = example.digits.batches
+
+  def killed_in_the_third_epoch(split, epochs, seed):
+    if seed == config.seed + 3:
+      raise KeyboardInterrupt
+    return batches(split, epochs, seed=seed)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(example.digits, "batches", killed_in_the_third_epoch)
+    with pytest.raises(KeyboardInterrupt):
+      example.main(config)
+  _, resumed = example.main(config)
+  assert jax.tree.structure(whole) == jax.tree.structure(resumed)
+  for one, two in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed), strict=True):
+    np.testing.assert_array_equal(one, two)
+  assert float(resumed.opt_state.hyperparams["max_learning_rate"]) == 1.0
+
+
+@pytest.mark.slow
+def test_fine_tuning_on_a_narrow_interval_forgets_less(load_example):
+  example = load_example("fine_tuning")
+  with jax.numpy_dtype_promotion("standard"):  # optax.adam's own arithmetic
+    rows = example.main(example.Config(epochs=10))
+  moved = [row["moved"] for row in rows]
+  assert moved == sorted(moved, reverse=True)
+  assert rows[1]["old_accuracy"] > rows[0]["old_accuracy"]
+  assert max(row["accuracy"] for row in rows) > 0.6  # chance is .2
