@@ -217,7 +217,10 @@ def load_example(monkeypatch):
   return load
 
 
-@pytest.mark.parametrize("name", SHORT)
+@pytest.mark.parametrize(
+  "name",
+  [*SHORT[:2], *(pytest.param(name, marks=pytest.mark.slow) for name in SHORT[2:])],
+)
 def test_short_examples_learn_within_two_epochs(load_example, name):
   example = load_example(name)
   with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):

@@ -1,23 +1,26 @@
-"""What the studies compare: arms, each an optimizer on a network, and running them."""
+"""The studies' arms on images: what they train on, and what comes of them."""
 
 import dataclasses
-import hashlib
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
+from scipy.stats import binomtest
 
-from benchmarks import data, engine
-from benchmarks.data import DataError
+from benchmarks import data
+from benchmarks.data import DataError, Split, Splits
 from benchmarks.images import ImageData, ImageProgram
 from benchmarks.models import build_model
-from benchmarks.optimizers import Optimizer
+from benchmarks.models.layers import Classifier
 from benchmarks.planning import OptionError
 from benchmarks.progress import Display
-from benchmarks.records import read, read_summary
+from benchmarks.records import Record
 from benchmarks.results import RunRecords
+from benchmarks.studies.runner import Arm as Arm
+from benchmarks.studies.runner import Runner
+
+CHANCE = 0.1  # ten classes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,29 +57,12 @@ class Images:
         f"{self.num_train}."
       )
 
-
-class Arm(NamedTuple):
-  """One curve of a study.
-
-  Attributes:
-    name: Its name, unique within the study.
-    optimizer: Its optimizer; one compilation for arms with the same `compiled`.
-    rate: What `optimizer` takes as its rate: a number, or several.
-    network: Network of `benchmarks.models`.
-    width: Factor on its channels.
-    norm: Its normalisation.
-    num_heads: Number of heads, where `optimizer` needs them.
-    compiled: Name of the program; arms that differ only in rate share it.
-  """
-
-  name: str
-  optimizer: Optimizer
-  compiled: str
-  rate: Any = None
-  network: str = "small_cnn"
-  width: float = 1.0
-  norm: Any = "batch"
-  num_heads: int = 10
+  def describe(self) -> str:
+    """Returns what it is, for the page of numbers."""
+    return (
+      f"{self.dataset}, {self.num_train:,} training and {self.num_held_out:,} held-out "
+      f"images, {self.epochs} epochs, batches of {self.batch_size}"
+    )
 
 
 def final_accuracy(run: RunRecords) -> float:
@@ -104,8 +90,50 @@ def final_losses(run: RunRecords) -> tuple[float, float]:
   return train, held_out
 
 
-class Trainer:
-  """Trains the arms of one study."""
+def threshold(accuracies: Mapping[float, Sequence[float]]) -> tuple[float, float]:
+  """Returns the best rate of SGD, and the accuracy above which a run has learned.
+
+  That is chance, and half of what the best rate reaches above it.
+
+  Args:
+    accuracies: Of SGD's runs, by rate.
+  """
+  means = {rate: float(np.mean(values)) for rate, values in accuracies.items()}
+  best = max(means, key=lambda rate: means[rate])
+  return best, CHANCE + (means[best] - CHANCE) / 2
+
+
+def share(which: Sequence[bool]) -> str:
+  """Returns a share of runs, with its exact 95 % binomial interval.
+
+  Args:
+    which: Whether each run is of the share.
+
+  Example:
+    >>> share([True] * 29 + [False])
+    '29 of 30 (83 to 100 %)'
+  """
+  found = binomtest(sum(which), len(which)).proportion_ci(method="exact")
+  low, high = 100 * found.low, 100 * found.high
+  return f"{sum(which)} of {len(which)} ({low:.0f} to {high:.0f} %)"
+
+
+def by_arm(runs: Iterable[RunRecords]) -> dict[str, list[RunRecords]]:
+  """Returns runs by the name of their arm, in order.
+
+  Args:
+    runs: The runs.
+  """
+  found: dict[str, list[RunRecords]] = {}
+  for run in runs:
+    found.setdefault(run.config["arm"], []).append(run)
+  return found
+
+
+class Trainer(Runner):
+  """Trains the arms of one study, on images."""
+
+  task = "images"
 
   def __init__(
     self,
@@ -114,6 +142,8 @@ class Trainer:
     out: Path,
     display: Display,
     posteriors_per_epoch: int = 10,
+    *,
+    halve: bool = False,
   ):
     """Loads the data.
 
@@ -123,87 +153,55 @@ class Trainer:
       out: Folder for its records and checkpoints.
       display: Where progress is shown.
       posteriors_per_epoch: As in the engine's `Plan`.
+      halve: Whether every second of the held-out images stands in for a test image, to
+        score what the others have chosen.
 
     Raises:
       DataError: The data is missing or damaged.
       OptionError: Options out of range.
     """
+    super().__init__(study, images, out, display, posteriors_per_epoch)
     images.check()
     found = data.load(images.dataset, images.data_dir)
     try:
       splits = found.split(images.num_train, images.num_held_out)
     except ValueError as error:
       raise DataError(f"{images.dataset}: {error}") from error
-    self._data = ImageData(splits)
-    self._study, self._images, self._out = study, images, out
-    self._posteriors = posteriors_per_epoch
-    self._flip, self._display = found.can_flip, display
-    self._program: tuple[Any, ImageProgram] | None = None
+    if halve:
+      splits = Splits(splits.train, *_halves(splits.validation))
+    self._data, self._flip, self._halved = ImageData(splits), found.can_flip, halve
 
-  def run(self, arms: Iterable[Arm], seeds: Sequence[int]) -> list[RunRecords]:
-    """Trains what is missing.
-
-    Args:
-      arms: The arms; put those that share a program side by side.
-      seeds: Seeds of each.
-
-    Returns:
-      The records of all runs, by arm and seed; ``config["arm"]`` names the arm.
-    """
-    runs = []
-    for arm in arms:
-      for seed in seeds:
-        plan = self._plan(arm, seed)
-        if read_summary(plan.path) is None:
-          engine.train(self._make_program(arm), plan, self._display)
-        *epochs, summary = read(plan.path)
-        runs.append(RunRecords(summary, epochs))
-    return runs
-
-  def _plan(self, arm: Arm, seed: int) -> engine.Plan:
+  def _describe(self, arm: Arm) -> tuple[Record, float]:
     config = {
-      "study": self._study,
-      "task": "images",
-      "arm": arm.name,
-      "rate": arm.rate,
       "network": arm.network,
       "width": arm.width,
       "norm": arm.norm,
-      "num_heads": arm.num_heads if arm.optimizer.has_heads else None,
-      "seed": seed,
-      **dataclasses.asdict(self._images),
+      **dataclasses.asdict(self._options),
     }
     del config["data_dir"]
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
-    return engine.Plan(
-      name=f"{arm.name}-s{seed}-{digest[:8]}",
-      config={**config, "chance": 0.1},
-      out=self._out,
-      seed=seed,
-      rate=arm.rate,
-      max_epochs=self._images.epochs,
-      patience=self._images.epochs + 1,
-      posteriors_per_epoch=self._posteriors,
-    )
+    if self._halved:
+      config["halved"] = True
+    return config, CHANCE
 
   def _make_program(self, arm: Arm) -> ImageProgram:
-    wanted = (arm.compiled, arm.network, arm.width, arm.norm, arm.num_heads)
-    if self._program is None or self._program[0] != wanted:
-      has_heads = arm.optimizer.has_heads
+    num_heads = arm.num_heads if arm.optimizer.has_heads else None
+    if arm.body is None:
       model = build_model(
-        arm.network,
-        num_heads=arm.num_heads if has_heads else None,
-        width=arm.width,
-        norm=arm.norm,
+        arm.network, num_heads=num_heads, width=arm.width, norm=arm.norm
       )
-      program = ImageProgram(
-        model,
-        arm.optimizer,
-        self._data,
-        batch_size=self._images.batch_size,
-        max_epochs=self._images.epochs,
-        flip=self._flip,
-        any_rate=arm.rate,
-      )
-      self._program = (wanted, program)
-    return self._program[1]
+    else:
+      model = Classifier(arm.body, num_heads=num_heads)
+    return arm.program(
+      model,
+      arm.optimizer,
+      self._data,
+      batch_size=self._options.batch_size,
+      max_epochs=self._options.epochs,
+      flip=self._flip,
+      any_rate=arm.rate,
+    )
+
+
+def _halves(part: Split) -> list[Split]:
+  # Every second one, for neighbours are alike: the digits lie in order of writers.
+  return [Split(part.images[i::2], part.labels[i::2]) for i in range(2)]

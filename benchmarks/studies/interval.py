@@ -17,7 +17,14 @@ import tyro
 from benchmarks.progress import Display
 from benchmarks.results import RunRecords
 from benchmarks.studies import optimizers, pictures
-from benchmarks.studies.arms import Arm, Images, Trainer, final_accuracy, final_losses
+from benchmarks.studies.arms import (
+  Arm,
+  Images,
+  Trainer,
+  final_accuracy,
+  final_losses,
+  threshold,
+)
 from benchmarks.studies.study import Study
 
 DECADES = tuple(range(-9, 8, 2))
@@ -102,22 +109,22 @@ def _claim(runs: dict[tuple[float, float], list[RunRecords]]) -> list[str]:
   accuracy = {
     interval: [final_accuracy(run) for run in found] for interval, found in runs.items()
   }
-  sgd = {low: np.mean(acc) for (low, high), acc in accuracy.items() if low == high}
-  best = max(sgd, key=lambda rate: sgd[rate])
-  threshold = 0.1 + (sgd[best] - 0.1) / 2
-  suitable = [rate for rate in sgd if sgd[rate] > threshold]
+  of_sgd = {low: acc for (low, high), acc in accuracy.items() if low == high}
+  best, least = threshold(of_sgd)
+  sgd = {rate: np.mean(acc) for rate, acc in of_sgd.items()}
+  suitable = [rate for rate in sgd if sgd[rate] > least]
   counts = np.zeros((2, 2), int)
   despite = np.zeros(2, int)
   for (low, high), found in accuracy.items():
     if low == high:
       continue
     holds = any(low <= rate <= high for rate in suitable)
-    learned = sum(a > threshold for a in found)
+    learned = sum(a > least for a in found)
     counts[int(holds)] += (learned, len(found))
-    if holds and sgd[high] <= threshold:
+    if holds and sgd[high] <= least:
       despite += (learned, len(found))
   return [
-    f"A run has learned above {threshold:.1%} held-out accuracy: chance plus half of "
+    f"A run has learned above {least:.1%} held-out accuracy: chance plus half of "
     f"what SGD at its best rate ({best:g}) reaches beyond it. Suitable rates, at which "
     f"SGD learns: {', '.join(f'{rate:g}' for rate in suitable)}.",
     "",

@@ -12,7 +12,7 @@ class Study:
   """A study, whose options are the fields of its subclass.
 
   Attributes:
-    images: What it trains on.
+    images: What it trains on; a study without them overrides `trained_on`.
     seeds: Number of runs of each arm.
     out: Folder for records, numbers and picture.
   """
@@ -24,6 +24,19 @@ class Study:
   def measure(self) -> list[str]:
     """Trains what is missing; writes the picture; returns its numbers, as Markdown."""
     raise NotImplementedError
+
+  @property
+  def trained_on(self) -> str:
+    """What the runs train on."""
+    return self.images.describe()
+
+  @property
+  def spread(self) -> str:
+    """How many runs there are, and how they are summed up."""
+    return (
+      f"{self.seeds} seeds; ± is the standard deviation over them. Runs that failed "
+      "count as at chance."
+    )
 
   def __call__(self) -> None:
     """Measures; writes and prints the numbers.
@@ -40,14 +53,11 @@ class Study:
     print(f"\n{text}\n{path}\n{path.with_suffix('.png')}")
 
   def _conditions(self) -> list[str]:
-    """What the numbers were measured on, by the command that makes them."""
-    images, found = self.images, environment()
+    """What the numbers were measured on, and the command that makes them."""
+    found = environment()
     names = ("device", "cores", "jax", "flax", "optax", "alrao_jax", "commit")
     return [
-      f"{images.dataset}, {images.num_train:,} training and {images.num_held_out:,} "
-      f"held-out images, {images.epochs} epochs, batches of {images.batch_size}; "
-      f"{self.seeds} seeds; ± is the standard deviation over them. Runs that failed "
-      "count as at chance.",
+      f"{self.trained_on}; {self.spread}",
       "",
       f"`python -m benchmarks.studies {type(self).__name__.lower()}`; "
       + ", ".join(f"{name} {str(found[name])[:12]}" for name in names)
