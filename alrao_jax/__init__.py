@@ -41,6 +41,9 @@ from ._rates import Bernoulli as Bernoulli
 from ._rates import LogUniform as LogUniform
 from ._rates import bernoulli as bernoulli
 from ._rates import log_uniform as log_uniform
+from ._recipe import ScheduleFreeAlraoState as ScheduleFreeAlraoState
+from ._recipe import eval_params as eval_params
+from ._recipe import schedule_free_alrao as schedule_free_alrao
 from ._report import DecadeReport as DecadeReport
 from ._report import HeadReport as HeadReport
 from ._report import Report as Report
@@ -48,6 +51,8 @@ from ._report import report as report
 from ._routing import HeadOutputs as HeadOutputs
 from ._routing import multi_head as multi_head
 from ._scalars import scalars as scalars
+from ._sharding import head_shardings as head_shardings
+from ._sharding import tree_head_shardings as tree_head_shardings
 from ._transform import ScaleByUnitRatesState as ScaleByUnitRatesState
 from ._transform import scale_by_unit_rates as scale_by_unit_rates
 from ._unit_rates import unit_rates as unit_rates

@@ -77,18 +77,18 @@ def collapse(
   kept = kept_heads(keep, params, opt_state, heads)
   num_heads = _count_heads(params, heads)
   leaves, treedef = jax.tree_util.tree_flatten_with_path(opt_state)
-  fresh = _fresh_shapes(optimizer, params, num_heads, heads)
+  fresh = fresh_shapes(optimizer, params, num_heads, heads)
   _check_state(optimizer, params, leaves, fresh, opt_state)
   if kept == tuple(range(num_heads)):
     return params, opt_state
   # The heads' axis is the one that grows with their number.
-  more = _fresh_shapes(optimizer, params, num_heads + 1, heads)
+  more = fresh_shapes(optimizer, params, num_heads + 1, heads)
   sliced = [
     _take(leaf, _heads_axis(path_of(path), *shapes), kept, num_heads)
     for (path, leaf), *shapes in zip(leaves, fresh, more, strict=True)
   ]
   params = take_heads(params, kept, heads=heads)
-  expected = _fresh_shapes(optimizer, params, len(kept), heads)
+  expected = fresh_shapes(optimizer, params, len(kept), heads)
   for (path, _), leaf, shape in zip(leaves, sliced, expected, strict=True):
     if jnp.shape(leaf) != shape:
       raise _mixed(path_of(path), jnp.shape(leaf), shape)
@@ -183,7 +183,7 @@ def _indices(call, argument, given, num_heads):
   return tuple(sorted(kept))  # the ladder of rates ascends
 
 
-def _fresh_shapes(optimizer, params, num_heads, heads):
+def fresh_shapes(optimizer, params, num_heads, heads):
   """The shapes of a fresh state's leaves if there were ``num_heads`` heads."""
 
   def shape(path, leaf):

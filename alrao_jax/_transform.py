@@ -169,8 +169,12 @@ def scale_by_unit_rates(
       state = state._replace(
         key=jax.random.key_data(new), quantiles=jnp.concatenate([ladder, drawn])
       )
-    vector = rate_vector(state, layout)
-    vector = -vector if flip_sign else vector
+    ladder, units = _rates_of_parts(state, layout)
+    # Apart: where devices hold a head each, XLA splits the ladder over them, and would
+    # split whatever vector it is a slice of, hence the body's updates, as well.
+    units = jnp.concatenate([jnp.zeros_like(ladder), units])
+    if flip_sign:
+      ladder, units = -ladder, -units
 
     def scale(path, update):
       spec = specs.get(_units.path_of(path))
@@ -181,6 +185,7 @@ def scale_by_unit_rates(
         )
       if spec.kind == "frozen":
         return jnp.zeros_like(update)
+      vector = ladder if spec.kind == "head" else units
       rates = _rates.rates_of_leaf(spec, vector, layout)
       # Half precision would round the rates: multiply in float32, round once.
       wide = update.dtype if update.dtype.itemsize >= 4 else jnp.float32
@@ -193,13 +198,20 @@ def scale_by_unit_rates(
 
 def rate_vector(state: ScaleByUnitRatesState, layout: _rates.Layout) -> jax.Array:
   """The rates of all heads and units, shape ``(layout.size,)``."""
+  return jnp.concatenate(_rates_of_parts(state, layout))
+
+
+def _rates_of_parts(
+  state: ScaleByUnitRatesState, layout: _rates.Layout
+) -> tuple[jax.Array, jax.Array]:
+  """The rates of the heads, and those of the units."""
 
   def read(distribution, quantiles):
     return jnp.broadcast_to(distribution.quantile(quantiles), quantiles.shape)
 
   ladder = read(state.head_distribution, state.quantiles[: layout.num_heads])
   units = read(state.unit_distribution, state.quantiles[layout.num_heads :])
-  return jnp.concatenate([ladder, units])
+  return ladder, units
 
 
 def check_layout(

@@ -1,4 +1,4 @@
-"""Where a run stands after its last whole epoch, kept on disk by Orbax."""
+"""Where a run stands after its last epoch, or segment of one, kept on disk by Orbax."""
 
 import contextlib
 import shutil
@@ -27,7 +27,7 @@ class Checkpoints:
     """
     options = ocp.CheckpointManagerOptions(
       max_to_keep=1,
-      # A kill shall lose the epoch under way and not the one before.
+      # A kill shall lose the segment under way and not the one before.
       enable_async_checkpointing=False,
     )
     self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
@@ -38,11 +38,11 @@ class Checkpoints:
   def __exit__(self, *_: object) -> None:
     self._manager.close()
 
-  def save(self, epoch: int, tree: PyTree, notes: dict[str, Any]) -> None:
-    """Keeps `tree` and `notes` (JSON) as the state after `epoch`; drops the one before.
+  def save(self, steps: int, tree: PyTree, notes: dict[str, Any]) -> None:
+    """Keeps `tree` and `notes` (JSON) as the state after `steps`; drops the one before.
 
     Args:
-      epoch: Larger than at any call before.
+      steps: Larger than at any call before.
       tree: Any pytree of arrays.
       notes: What else it takes to go on.
     """
@@ -50,7 +50,7 @@ class Checkpoints:
       leaves=ocp.args.StandardSave(_filled(jax.tree.leaves(tree))),
       notes=ocp.args.JsonSave(notes),
     )
-    self._manager.save(epoch, args=args)
+    self._manager.save(steps, args=args)
     self._manager.wait_until_finished()
 
   def restore(self, like: PyTree) -> tuple[PyTree, dict[str, Any]] | None:
@@ -59,15 +59,15 @@ class Checkpoints:
     Args:
       like: Tree of arrays of the structure, shapes and dtypes of the saved one.
     """
-    epoch = self._manager.latest_step()
-    if epoch is None:
+    steps = self._manager.latest_step()
+    if steps is None:
       return None
     leaves, treedef = jax.tree.flatten(like)
     shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, _filled(leaves))
     args = ocp.args.Composite(
       leaves=ocp.args.StandardRestore(shapes), notes=ocp.args.JsonRestore()
     )
-    found = self._manager.restore(epoch, args=args)
+    found = self._manager.restore(steps, args=args)
     restored = iter(found["leaves"])
     leaves = [next(restored) if leaf.size else leaf for leaf in leaves]
     return jax.tree.unflatten(treedef, leaves), found["notes"]

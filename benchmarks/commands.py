@@ -78,7 +78,7 @@ def main(commands: Any, description: str | None) -> None:
   except KeyboardInterrupt:
     print(
       "\ninterrupted; the same command (run: with --resume) goes on after the last "
-      "whole epoch.",
+      "checkpoint.",
       file=sys.stderr,
     )
     sys.exit(130)

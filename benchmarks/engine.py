@@ -19,6 +19,7 @@ import numpy as np
 
 from benchmarks import records
 from benchmarks.checkpoints import Checkpoints, delete
+from benchmarks.epochs import Progress, Segmented, train_epoch
 from benchmarks.progress import Display
 
 PyTree = Any
@@ -26,6 +27,9 @@ PyTree = Any
 
 class Program(Protocol):
   """A network and an optimizer, compiled once for all rates and seeds.
+
+  One whose epochs take hours is `benchmarks.epochs.Segmented` too, and goes on after
+  the last segment.
 
   Attributes:
     step: The training loop, such as a `benchmarks.loops.Loop`: ``(state, data,
@@ -110,7 +114,7 @@ def train(
 ) -> records.Record:
   """Trains once, and tests the epoch of best validation loss.
 
-  Killed at any moment and called again, it goes on after the last whole epoch, and ends
+  Killed at any moment and called again, it goes on after the last checkpoint, and ends
   as if it had never been killed, bit for bit (on one kind of machine).
 
   Args:
@@ -126,34 +130,49 @@ def train(
   summary = records.read_summary(plan.path) if resume else None
   if summary is not None:
     return summary
-  if not resume:
+  writes = jax.process_index() == 0  # of several hosts, which share the folder
+  if not resume and writes:
     delete(plan.checkpoints)
     plan.path.unlink(missing_ok=True)
   with Checkpoints(plan.checkpoints) as checkpoints:
     state = program.init(plan.seed, plan.rate)
     best = _to_host(program.snapshot(state, plan.seed, 0))
     history: list[records.Record] = []
+    progress = Progress()
     found = checkpoints.restore((state, best))
     if found is not None:
       (state, best), notes = found
       history = notes["history"]
+      progress = Progress(**notes.get("progress", {}))
+    per_epoch = program.steps_per_epoch
     display.begin(
       plan.name,
       program.examples,
-      plan.max_epochs * program.steps_per_epoch,
-      len(history) * program.steps_per_epoch,
+      plan.max_epochs * per_epoch,
+      len(history) * per_epoch + len(progress.losses),
     )
     while (ending := _ending(program, plan, history)) is None:
       epoch = len(history) + 1
-      state, snapshot, record = _train_epoch(program, plan, display, state, epoch)
+      show = _shower(program, display, epoch)
+      states = train_epoch(program, plan.seed, epoch, state, progress, show)
+      before = len(history) * per_epoch
+      for state in states:
+        if (done := len(progress.losses)) < per_epoch:
+          notes = {"history": history, "progress": dataclasses.asdict(progress)}
+          checkpoints.save(before + done, (state, best), notes)
+      snapshot, record = _validate(program, plan, state, epoch, progress)
       history.append(record)
       if best_epoch(history, program.survives_divergence) == epoch:
         best = _to_host(snapshot)
-      checkpoints.save(epoch, (state, best), {"history": history})
-      records.write(plan.path, history)
+      checkpoints.save(before + per_epoch, (state, best), {"history": history})
+      if writes:
+        records.write(plan.path, history)
       display.end_epoch(record)
+      progress = Progress()
     summary = _summarize(program, plan, history, best, ending)
-    records.write(plan.path, [*history, summary])
+  if not writes:
+    return summary
+  records.write(plan.path, [*history, summary])
   delete(plan.checkpoints)
   return records.read(plan.path)[-1]
 
@@ -190,31 +209,33 @@ def _ending(program: Program, plan: Plan, history: list[records.Record]) -> str 
   return "maximum" if len(history) >= plan.max_epochs else None
 
 
-def _train_epoch(
-  program: Program, plan: Plan, display: Display, state: PyTree, epoch: int
-) -> tuple[PyTree, PyTree, records.Record]:
-  """Trains one epoch and validates; returns state, snapshot and the epoch's record."""
-  start = time.perf_counter()
+def _shower(program: Program, display: Display, epoch: int):
+  """What shows the progress of an epoch."""
   examples_per_step = program.examples_per_epoch / program.steps_per_epoch
 
-  def on_progress(steps: int, outputs: PyTree) -> None:
+  def show(steps: int, seconds: float, outputs: PyTree) -> None:
     display.update(
       done=(epoch - 1) * program.steps_per_epoch + steps,
       epoch=epoch,
-      examples_per_second=steps * examples_per_step / (time.perf_counter() - start),
+      examples_per_second=steps * examples_per_step / seconds,
       loss=float(outputs["loss"]),
       head_weights=outputs["head_weights"].tolist(),
     )
 
-  batches = program.batches(plan.seed, epoch)
-  state, outputs = program.step(state, program.data, batches, on_progress)
-  train_seconds = time.perf_counter() - start
-  losses = outputs["loss"].astype(np.float64)
+  return show
+
+
+def _validate(
+  program: Program, plan: Plan, state: PyTree, epoch: int, progress: Progress
+) -> tuple[PyTree, records.Record]:
+  """Returns the snapshot after an epoch, and the epoch's record."""
+  start = time.perf_counter()
+  losses = np.array(progress.losses)
   snapshot = program.snapshot(state, plan.seed, epoch)
   validation = program.evaluate(snapshot, "validation")
   last = len(losses) - 1
   steps = np.unique(np.linspace(0, last, plan.posteriors_per_epoch + 1).astype(int))
-  heads = outputs["head_weights"].astype(np.float64)
+  heads = np.array(progress.head_weights)
   record = {
     "kind": "epoch",
     "epoch": epoch,
@@ -223,10 +244,12 @@ def _train_epoch(
     "nonfinite_steps": int(np.sum(~np.isfinite(losses))),
     "steps": [int(step) for step in steps],
     "head_weights": heads[steps].round(5).tolist() if heads.shape[1] else [],
-    "examples_per_second": program.examples_per_epoch / train_seconds,
-    "seconds": time.perf_counter() - start,
+    "examples_per_second": program.examples_per_epoch / progress.seconds,
+    "seconds": progress.seconds + time.perf_counter() - start,
   }
-  return state, snapshot, record
+  if isinstance(program, Segmented):
+    record["skipped"] = sorted({*progress.skipped, *program.take_skipped()})
+  return snapshot, record
 
 
 def _summarize(
@@ -242,6 +265,9 @@ def _summarize(
   chosen = history[epoch - 1] if epoch else dict.fromkeys(history[0])
   names = [name for name in history[0] if name.startswith("validation_")]
   tested = program.evaluate(best, "test") if epoch else {}
+  skipped = {name for record in history for name in record.get("skipped", ())}
+  if isinstance(program, Segmented):
+    skipped.update(program.take_skipped())
   # The first epoch includes the compilation.
   speeds = [record["examples_per_second"] for record in history]
   return {
@@ -260,6 +286,7 @@ def _summarize(
       for name in names
     },
     "examples_per_second": float(np.median(speeds[1:] or speeds)),
+    "skipped": sorted(skipped),
     "seconds": sum(record["seconds"] for record in history),
     "peak_memory": records.peak_memory(),
     "date": datetime.date.today().isoformat(),

@@ -1,6 +1,7 @@
 """The report's pictures: learning curves and head posterior of one table."""
 
 import itertools
+import math
 import os
 import tempfile
 from pathlib import Path
@@ -24,13 +25,15 @@ def draw(table: Table, path: Path) -> None:
     path: The PNG file; its folder is made if need be.
   """
   alrao = table.alrao
-  columns = 1 if alrao is None else 2
+  parts = ("train", "validation") if table.task.train_curves else ("validation",)
+  columns = len(parts) + (alrao is not None)
   figure, axes = plt.subplots(
     1, columns, figsize=(6.5 * columns, 4), layout="constrained", squeeze=False
   )
-  _curves(axes[0, 0], table)
+  for axis, part in zip(axes[0], parts, strict=False):
+    _curves(axis, table, part)
   if alrao is not None:
-    _posterior(axes[0, 1], alrao)
+    _posterior(axes[0, -1], alrao)
   path.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as aside:
     part = Path(aside) / path.name
@@ -39,35 +42,44 @@ def draw(table: Table, path: Path) -> None:
   plt.close(figure)
 
 
-def _curves(axes, table: Table) -> None:
-  """A measure by epoch, mean over the seeds; SGD's other rates in grey."""
-  measure = table.task.curve
+def _curves(axes, table: Table, part: str) -> None:
+  """A measure by epoch, mean over the seeds.
+
+  SGD's other rates are grey, or in shades of blue where they are to be told apart.
+  """
+  measure, told_apart = table.task.curve, table.task.train_curves
   best = table.best_sgd
+  others = [row for row in table.sgd if row is not best]
   colors = itertools.cycle(plt.get_cmap("tab20")(np.r_[0:20:2, 1:20:2]))
+  shades = plt.get_cmap("Blues")(np.linspace(0.3, 0.9, max(1, len(others))))
   for row in table.rows:
-    curve = _mean_curve(row, measure)
-    if row.optimizer == "sgd" and row is not best:
+    curve = _mean_curve(row, measure, part)
+    if row in others and told_apart:
+      shade = shades[others.index(row)]
+      axes.plot(*curve, color=shade, linewidth=1, label=row.label, zorder=1)
+    elif row in others:
       label = "SGD, other rates" if row is table.sgd[0] else None
       axes.plot(*curve, color="0.8", linewidth=1, label=label, zorder=1)
     else:
       width = 2.5 if row.optimizer == "alrao" else 1.3
       color = "black" if row is best else next(colors)
       axes.plot(*curve, linewidth=width, color=color, label=row.label, zorder=2)
-  values = np.concatenate([_mean_curve(row, measure)[1] for row in table.rows])
+  values = np.concatenate([_mean_curve(row, measure, part)[1] for row in table.rows])
   if table.task.curve_limit is not None and np.isfinite(values).any():
     # What diverges, or stays at chance, shall not hide the others.
     low = np.nanmin(values)
-    axes.set_ylim(0.9 * low, max(table.task.curve_limit, 1.1 * low))
+    guess = -math.log(table.rows[0].runs[0].config["chance"])
+    axes.set_ylim(0.9 * low, max(table.task.curve_limit * guess, 1.1 * low))
   axes.xaxis.get_major_locator().set_params(integer=True)
-  label = f"validation {measure.label}"
-  axes.set(xlabel="epoch", ylabel=label, title="Learning curves")
+  title = f"{part} {measure.label}"
+  axes.set(xlabel="epoch", ylabel=title, title="Learning curves")
   axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
-def _mean_curve(row: Row, measure: Measure) -> tuple[np.ndarray, np.ndarray]:
+def _mean_curve(row: Row, measure: Measure, part: str) -> tuple[np.ndarray, np.ndarray]:
   """Epochs and the measure's mean, as far as the shortest run goes."""
   length = min(len(run.epochs) for run in row.runs)
-  name = f"validation_{measure.name}"
+  name = f"{part}_{measure.name}"
   values = [
     [np.nan if record[name] is None else record[name] for record in run.epochs[:length]]
     for run in row.runs

@@ -1,7 +1,7 @@
 """Runs a compiled step over many batches: as one scan, or step by step."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -59,7 +59,8 @@ class Loop:
     Args:
       carry: What a step changes. Not to be used afterwards.
       data: What steps only read, on the device.
-      batches: Numpy arrays, one entry on axis 0 for each step.
+      batches: Numpy arrays, one entry on axis 0 for each step; or, for a loop that
+        does not scan, an iterator of at least one batch.
       on_progress: Called now and then with the number of steps done and the outputs of
         the last.
 
@@ -74,8 +75,7 @@ class Loop:
         on_progress(num_steps, jax.tree.map(lambda x: x[-1], outputs))
       return carry, outputs
     collected, last = [], time.perf_counter()
-    for i in range(len(jax.tree.leaves(batches)[0])):
-      batch = jax.tree.map(lambda x, i=i: x[i], batches)
+    for i, batch in enumerate(_each(batches)):
       carry, outputs = self._jitted(carry, data, batch)
       collected.append(outputs)
       if on_progress is not None and time.perf_counter() - last > REFRESH_SECONDS:
@@ -83,3 +83,12 @@ class Loop:
         last = time.perf_counter()
     collected = jax.device_get(collected)
     return carry, jax.tree.map(lambda *xs: np.stack(xs), *collected)
+
+
+def _each(batches: PyTree) -> Iterator[PyTree]:
+  """The batches, one after the other."""
+  if isinstance(batches, Iterator):
+    yield from batches
+  else:
+    for i in range(len(jax.tree.leaves(batches)[0])):
+      yield jax.tree.map(lambda x, i=i: x[i], batches)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+import alrao_jax
 from alrao_jax import alrao
 
 PyTree = Any
@@ -17,6 +18,8 @@ OptimizerName = Literal[
   "alrao_momentum",
   "alrao_cosine",
   "alrao_fast",
+  "alrao_guard",
+  "schedule_free_alrao",
   "sgd",
   "sgd_momentum",
   "adam",
@@ -186,6 +189,20 @@ OPTIMIZERS: dict[str, Optimizer] = {
     has_heads=True,
     num_heads=6,
   ),
+  "alrao_guard": Optimizer(
+    label="Alrao, guarded",
+    source="Alrao's interval; defaults of alrao_jax.guard.",
+    make=lambda setting: alrao(setting.key, guard=alrao_jax.guard()),
+    has_heads=True,
+  ),
+  "schedule_free_alrao": Optimizer(
+    label="Schedule-free Alrao",
+    source="Defaults of alrao_jax.schedule_free_alrao, found on four other tasks "
+    "(docs/recipe.md); evaluated at its averaged weights.",
+    make=lambda setting: alrao_jax.schedule_free_alrao(setting.key),
+    has_heads=True,
+    averaged_params=alrao_jax.eval_params,
+  ),
   "sgd": Optimizer(
     label="SGD",
     source="arXiv 1810.01322, experiments: rates 1e-5, 1e-4, ..., 10, no momentum.",
@@ -272,9 +289,12 @@ PEERS = (
   "mechanize_adam",
 )
 
-# Those of the tables of images; the others are for other tasks' tables.
-IMAGE_OPTIMIZERS = tuple(
-  name
-  for name in OPTIMIZERS
-  if name not in ("alrao_fast", "sgd_momentum", "adamw_rates")
+# Those of the tables of images; the others are for other tables.
+_OTHER = (
+  "alrao_fast",
+  "alrao_guard",
+  "schedule_free_alrao",
+  "sgd_momentum",
+  "adamw_rates",
 )
+IMAGE_OPTIMIZERS = tuple(name for name in OPTIMIZERS if name not in _OTHER)

@@ -32,13 +32,15 @@ class Task(NamedTuple):
     measures: The columns of its tables.
     score: The one by which methods are compared, of `measures`.
     curve: The one whose course is drawn, of `measures`.
-    curve_limit: The value beyond which a curve is cut off; None: nowhere.
+    curve_limit: The value beyond which a curve is cut off, in multiples of the loss of
+      a guess; None: nowhere.
     table_options: Options that tell one table from another.
     size_options: Options that tell one size of experiment from another.
     size: What a size's title says of it, a format of its options.
     papers_key: Options that tell which of the papers' figures belong beside a run.
     not_real: What is said in bold of results that are not on the papers' data.
     note: What else a reader must know.
+    train_curves: Whether training's curves are drawn too, and all rates told apart.
   """
 
   title: str
@@ -52,6 +54,7 @@ class Task(NamedTuple):
   papers_key: tuple[str, ...]
   not_real: str
   note: str = ""
+  train_curves: bool = False
 
   def table_title(self, config: Record) -> str:
     """Returns a table's title.
@@ -90,7 +93,7 @@ TASKS = {
     measures=(_LOSS, _ACCURACY),
     score=_ACCURACY,
     curve=_LOSS,
-    curve_limit=2.6,  # chance is log 10 = 2.3
+    curve_limit=1.13,
     table_options=("network", "width", "norm"),
     size_options=(
       "dataset",
@@ -106,6 +109,34 @@ TASKS = {
     size="{dataset}, {num_train:,} training images, at most {max_epochs} epochs",
     papers_key=("network",),
     not_real="Not CIFAR-10",
+  ),
+  "imagenet": Task(
+    title="ImageNet",
+    measures=(_LOSS, _ACCURACY),
+    score=_ACCURACY,
+    curve=_LOSS,
+    curve_limit=1.13,
+    table_options=("network", "width", "norm"),
+    size_options=(
+      "dataset",
+      "num_classes",
+      "image_size",
+      "num_train",
+      "num_validation",
+      "num_test",
+      "max_epochs",
+      "patience",
+      "batch_size",
+      "norm_parts",
+      "dtype",
+    ),
+    size="{dataset} at {image_size} pixels, {num_train:,} training images, at most "
+    "{max_epochs} epochs",
+    papers_key=("network",),
+    not_real="Not ImageNet, but ten of its classes, or a part",
+    note="The last training images validate, and the official validation images test. "
+    "Curves end where a run does: early stopping cuts them off.",
+    train_curves=True,
   ),
   "text": Task(
     title="Text",

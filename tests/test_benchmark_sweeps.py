@@ -192,7 +192,7 @@ def test_interrupt_says_how_to_go_on(run_main, monkeypatch, capsys):
 
   monkeypatch.setattr(cifar10.Sweep, "__call__", interrupted)
   assert run_main("sweep") == 130
-  assert "goes on after the last whole epoch" in capsys.readouterr().err
+  assert "goes on after the last checkpoint" in capsys.readouterr().err
 
 
 @pytest.fixture

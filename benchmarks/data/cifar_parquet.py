@@ -1,13 +1,11 @@
 """CIFAR-10 as the Hugging Face hub ships it: Parquet shards of PNG or WebP images."""
 
 import io
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
@@ -15,13 +13,20 @@ from rich.progress import Progress
 from benchmarks.data.cache import cached
 from benchmarks.data.cifar_batches import NUM_CLASSES
 from benchmarks.data.dataset import DataError, Split, check_labels
+from benchmarks.data.parquet import (
+  check_complete,
+  check_no_label_missing,
+  damaged,
+  find_shards,
+  open_shard,
+)
 
 SHAPE = (32, 32, 3)
 
 
 def find(folder: Path) -> Path | None:
   """Returns the folder if it holds shards, else None."""
-  return folder if _shards(folder, "train") or _shards(folder, "test") else None
+  return folder if find_shards(folder, "train") or find_shards(folder, "test") else None
 
 
 def read(path: Path, counts: tuple[int, int]) -> tuple[Split, Split]:
@@ -40,9 +45,9 @@ def read(path: Path, counts: tuple[int, int]) -> tuple[Split, Split]:
   Raises:
     DataError: A shard is missing, unreadable, or not what it should be.
   """
-  shards = {"train": _shards(path, "train"), "test": _shards(path, "test")}
+  shards = {"train": find_shards(path, "train"), "test": find_shards(path, "test")}
   for name in shards:
-    _check_complete(path, name, shards[name])
+    check_complete(path, name, shards[name])
 
   def decode() -> dict[str, np.ndarray]:
     arrays = {}
@@ -58,25 +63,6 @@ def read(path: Path, counts: tuple[int, int]) -> tuple[Split, Split]:
     Split(arrays[f"{name}_images"], arrays[f"{name}_labels"]) for name in shards
   )
   return train, test
-
-
-def _shards(folder: Path, split: str) -> list[Path]:
-  """``train-00000-of-00002.parquet``, ... or, as converted, ``train/0000.parquet``."""
-  return sorted(folder.glob(f"{split}*.parquet")) or sorted(
-    folder.glob(f"{split}/*.parquet")
-  )
-
-
-def _check_complete(folder: Path, split: str, shards: Sequence[Path]) -> None:
-  if not shards:
-    raise DataError(f"{folder}: no {split}*.parquet in it, beside the others.")
-  for shard in shards:
-    parts = re.search(r"-of-(\d+)\.parquet$", shard.name)
-    if parts and int(parts[1]) != len(shards):
-      raise DataError(
-        f"{folder}: {len(shards)} shards where {shard.name} says {int(parts[1])}; get "
-        "the missing ones, or remove those that do not belong there."
-      )
 
 
 def _check_count(folder: Path, split: str, found: int, expected: int) -> None:
@@ -108,24 +94,13 @@ def _decode(folder: Path, split: str, shards: Sequence[Path], count: int) -> Spl
 
 def _read_shard(shard: Path) -> tuple[list[bytes | None], np.ndarray]:
   """Returns the encoded images and the labels."""
+  file, column = open_shard(shard)
   try:
-    table = pq.read_table(shard)
+    table = file.read()
   except (pa.ArrowException, OSError) as error:
-    raise DataError(
-      f"{shard}: truncated, or no Parquet file ({error}); get it anew."
-    ) from error
-  column = next((name for name in ("img", "image") if name in table.column_names), None)
-  if column is None or "label" not in table.column_names:
-    raise DataError(
-      f"{shard}: columns are {table.column_names}, expected 'img' or 'image' and "
-      "'label'."
-    )
-  kind = table.schema.field(column).type
-  if not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
-    raise DataError(f"{shard}: {column!r} is {kind}, expected struct<bytes, path>.")
+    raise DataError(damaged(shard, error)) from error
   labels = table.column("label")
-  if not pa.types.is_integer(labels.type) or labels.null_count:
-    raise DataError(f"{shard}: labels are missing, or {labels.type} in place of int64.")
+  check_no_label_missing(shard, labels)
   encoded = table.column(column).combine_chunks().field("bytes").to_pylist()
   return encoded, check_labels(shard, labels.to_numpy(), NUM_CLASSES)
 

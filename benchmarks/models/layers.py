@@ -40,11 +40,25 @@ def scale_channels(channels: int, width: float) -> int:
   return max(1, math.floor(channels * width + 0.5))
 
 
-class ConvBlock(nn.Module):
-  """Convolution, normalisation, ReLU.
+def batch_norm(images: jax.Array, *, train: bool, dtype: DTypeLike) -> jax.Array:
+  """Applies a `flax.linen.BatchNorm` (momentum .9, epsilon 1e-5) of the module at work.
 
-  Padding keeps the size (before strides) and is symmetric, as in the networks' original
-  descriptions; Flax's ``"SAME"`` would shift strided convolutions by a pixel.
+  Args:
+    images: (batch, height, width, channels).
+    train: Whether it uses, and learns from, the statistics of this batch.
+    dtype: Of the result; the computation is float32.
+  """
+  norm = nn.BatchNorm(
+    use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=jnp.float32
+  )
+  return norm(images.astype(jnp.float32)).astype(dtype)
+
+
+class ConvBlock(nn.Module):
+  """Convolution, normalisation, ReLU; or normalisation, ReLU, convolution.
+
+  Padding is symmetric, as in the networks' original descriptions; Flax's ``"SAME"``
+  would shift strided convolutions by a pixel.
 
   Attributes:
     features: Number of output channels.
@@ -53,7 +67,9 @@ class ConvBlock(nn.Module):
     groups: Number of channel groups; `features` for a depthwise convolution.
     use_bias: Whether the convolution has a bias beside its normalisation. Without
       normalisation it always has one.
-    activate: Whether a ReLU follows.
+    activate: Whether there is a ReLU.
+    padding: Zeros at each side; by default as many as keep the size (before strides).
+    first: What comes first, ``"conv"`` or ``"norm"``.
     dtype: Of the computation. Parameters, and the statistics of the normalisation, are
       float32 always.
     norm: ``"batch"`` (momentum .9, epsilon 1e-5) or ``"none"``.
@@ -65,26 +81,34 @@ class ConvBlock(nn.Module):
   groups: int = 1
   use_bias: bool = True
   activate: bool = True
+  padding: int | None = None
+  first: Literal["conv", "norm"] = "conv"
   dtype: DTypeLike = jnp.float32
   norm: Norm = "batch"
 
   @nn.compact
   def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
     """Maps images (batch, height, width, channels) to (..., `features`)."""
-    images = nn.Conv(
+    if self.first == "norm":
+      return self._convolve(self._normalize(images, train))
+    return self._normalize(self._convolve(images), train)
+
+  def _convolve(self, images: jax.Array) -> jax.Array:
+    keep_size = self.kernel_size // 2
+    return nn.Conv(
       self.features,
       (self.kernel_size, self.kernel_size),
       strides=self.strides,
-      padding=self.kernel_size // 2,
+      padding=keep_size if self.padding is None else self.padding,
       feature_group_count=self.groups,
       use_bias=self.use_bias or self.norm == "none",
       dtype=self.dtype,
       conv_general_dilated=conv_general_dilated,
     )(images)
+
+  def _normalize(self, images: jax.Array, train: bool) -> jax.Array:
     if self.norm == "batch":
-      images = nn.BatchNorm(
-        use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=jnp.float32
-      )(images.astype(jnp.float32)).astype(self.dtype)
+      images = batch_norm(images, train=train, dtype=self.dtype)
     return nn.relu(images) if self.activate else images
 
 

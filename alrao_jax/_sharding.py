@@ -1,0 +1,184 @@
+"""Where the heads lie, when they are split over devices: shardings for JAX's jit."""
+
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from . import _collapse
+from ._heads import TrackHeadsState
+from ._paths import HEADS_REGEX, flatten_with_paths, head_name, path_of
+from ._transform import ScaleByUnitRatesState
+
+
+def head_shardings(
+  optimizer: optax.GradientTransformation,
+  params: Any,
+  mesh: Mesh,
+  axis: str = "heads",
+  *,
+  heads: str = HEADS_REGEX,
+) -> tuple[Any, Any]:
+  """Splits the heads over an axis of a mesh, the rest stands on every device.
+
+  Each device along the axis trains and evaluates its own heads: their parameters and
+  all that the optimizer keeps for them (momenta, averages) lie there and nowhere else.
+  The body's, the vector of rates and the heads' posterior (a few numbers) are
+  replicated. Given these shardings, ``jax.jit`` divides an ordinary training step, and
+  of the heads only sums go from device to device: the mixture's probabilities and what
+  the heads send back to the features.
+
+  Give them to ``jax.jit`` as ``out_shardings``, too: left to itself, XLA may return
+  arrays elsewhere, and the next step would compile anew. The batch is the user's: over
+  another axis of the mesh (``PartitionSpec("data")``), or over that one and this. What
+  else belongs to heads, such as batch statistics, :func:`tree_head_shardings` splits.
+
+  Layers that say themselves how they are split, by Flax's metadata
+  (``MultiHead(head_axis="heads")``, ``nn.with_partitioning``), need Flax's own
+  ``nn.get_sharding`` instead, which agrees for the heads and splits the body too. This
+  function reads no metadata: it is for models that have none.
+
+  Args:
+    optimizer: The optimizer. Its ``init`` tells which axes of its state are the
+      heads', and runs on shapes only.
+    params: The parameters, arrays or ``jax.ShapeDtypeStruct``.
+    mesh: The mesh, with axes of type ``Auto``.
+    axis: Name of the mesh's axis for the heads; its size divides their number.
+    heads: Regular expression for the paths of the heads' parameters, as the optimizer
+      was given it.
+
+  Returns:
+    The shardings of ``params`` and of ``optimizer.init(params)``: trees like these,
+    with boxes kept, of ``NamedSharding``.
+
+  Raises:
+    ValueError: ``params`` has no heads; the mesh has no such axis, or one whose size
+      does not divide the number of heads.
+
+  Example:
+    >>> import alrao_jax as alrao, jax, jax.numpy as jnp
+    >>> params = {"out": {"alrao_heads": {"kernel": jnp.ones((8, 3, 2))}}}
+    >>> optimizer = alrao.alrao(jax.random.key(0))
+    >>> auto = jax.sharding.AxisType.Auto
+    >>> mesh = jax.make_mesh((1, 1), ("data", "heads"), (auto, auto))
+    >>> shardings, state_shardings = alrao.head_shardings(optimizer, params, mesh)
+    >>> shardings["out"]["alrao_heads"]["kernel"].spec == jax.P("heads")
+    True
+  """
+  call = "head_shardings()"
+  shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), params)
+  num_heads = _count_heads(call, shapes, heads)
+  split = _split(call, shapes, mesh, axis, heads)
+  state = jax.eval_shape(optimizer.init, shapes)
+  leaves, treedef = jax.tree.flatten(state)
+  # The heads' axis is the one that grows with their number.
+  more = _collapse.fresh_shapes(optimizer, shapes, num_heads + 1, heads)
+
+  def sharding(shape, grown):
+    pairs = list(zip(shape, grown, strict=False))
+    axes = [i for i, sizes in enumerate(pairs) if sizes == (num_heads, num_heads + 1)]
+    return _over(mesh, axis, axes[0]) if len(axes) == 1 else _over(mesh)
+
+  found = [
+    sharding(leaf.shape, grown) for leaf, grown in zip(leaves, more, strict=True)
+  ]
+  shardings = jax.tree.unflatten(treedef, found)
+
+  def whole(node):
+    return jax.tree.map(lambda _: _over(mesh), node) if _is_shared(node) else node
+
+  return split, jax.tree.map(whole, shardings, is_leaf=_is_shared)
+
+
+def tree_head_shardings(
+  tree: Any, mesh: Mesh, axis: str = "heads", *, heads: str = HEADS_REGEX
+) -> Any:
+  """Splits the heads' arrays of any tree over an axis of a mesh: of batch statistics.
+
+  What :func:`head_shardings` does for parameters and the optimizer's state, for all
+  else that belongs to heads.
+
+  Args:
+    tree: Any tree in which the heads' arrays lie below their key, ``alrao_heads``,
+      with the heads on axis 0; arrays or ``jax.ShapeDtypeStruct``. It may hold none.
+    mesh: The mesh, with axes of type ``Auto``.
+    axis: Name of the mesh's axis for the heads; its size divides their number.
+    heads: Regular expression for the paths of the heads' arrays.
+
+  Returns:
+    A tree like it, boxes kept, of ``NamedSharding``.
+
+  Raises:
+    ValueError: The mesh has no such axis, or one whose size does not divide the number
+      of heads.
+
+  Example:
+    >>> import alrao_jax as alrao, jax, jax.numpy as jnp
+    >>> batch_stats = {"norm": {"mean": jnp.ones(4)}}
+    >>> mesh = jax.make_mesh((1,), ("heads",), (jax.sharding.AxisType.Auto,))
+    >>> alrao.tree_head_shardings(batch_stats, mesh)["norm"]["mean"].spec == jax.P()
+    True
+  """
+  return _split("tree_head_shardings()", tree, mesh, axis, heads)
+
+
+def _split(call, tree, mesh, axis, heads):
+  if axis not in mesh.axis_names:
+    raise ValueError(
+      f"{call[:-1]}axis=...) must be an axis of the mesh, got {axis!r}; it has "
+      f"{mesh.axis_names}."
+    )
+
+  def sharding(path, leaf):
+    if head_name(path_of(path), heads) is None:
+      return _over(mesh)
+    _check_divides(call, path_of(path), np.shape(leaf), axis, mesh.shape[axis])
+    return _over(mesh, axis, 0)
+
+  return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def _over(mesh, name=None, axis=0):
+  """An array's sharding along one of its axes; replicated without a name."""
+  spec = PartitionSpec() if name is None else PartitionSpec(*[None] * axis, name)
+  return NamedSharding(mesh, spec)
+
+
+def _is_shared(node):
+  """Whether a state is a few numbers a head, of which every device needs all."""
+  return isinstance(node, (TrackHeadsState, ScaleByUnitRatesState))
+
+
+def _count_heads(call, shapes, heads):
+  found = {
+    path: leaf.shape[0] if leaf.shape else 0
+    for path, leaf in flatten_with_paths(shapes)[0]
+    if head_name(path, heads) is not None
+  }
+  if len(set(found.values())) != 1:
+    raise ValueError(
+      f"{call[:-1]}params=...) must have heads, all of one number, got "
+      f"{found or 'none'} below {heads!r}. Wrap the output layer in a MultiHead."
+    )
+  return next(iter(found.values()))
+
+
+def _check_divides(call, path, shape, axis, size):
+  if not shape:
+    raise ValueError(f"{call} needs the heads on axis 0, got a scalar at {path!r}.")
+  num_heads = shape[0]
+  if num_heads % size:
+    sizes = [n for n in range(1, num_heads + 1) if num_heads % n == 0]
+    nearest = {max(num_heads // size, 1) * size, (num_heads // size + 1) * size}
+    raise ValueError(
+      f"{call[:-1]}mesh=...) must split {num_heads} heads evenly, got {size} devices "
+      f"along {axis!r}. Write a mesh with {_listed(sizes)} there, or "
+      f"num_heads={_listed(sorted(nearest))}."
+    )
+
+
+def _listed(numbers):
+  *rest, last = map(str, numbers)
+  return f"{', '.join(rest)} or {last}" if rest else last

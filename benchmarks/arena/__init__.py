@@ -1,0 +1,1 @@
+"""Many small tasks, on which optimizers meet at their defaults."""

@@ -1,0 +1,242 @@
+"""Training a classifier of images a batch at a time, wherever the images come from."""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.typing import ArrayLike, DTypeLike
+
+import alrao_jax
+from benchmarks.data.augment import normalize
+from benchmarks.loops import Loop
+from benchmarks.models import fast_init
+from benchmarks.models.layers import Classifier
+from benchmarks.optimizers import Optimizer, Setting
+
+PyTree = Any
+
+# Of BatchNorm's running averages, .9 ** 100 = 3e-5 is left of what was before.
+REFRESH_STEPS = 100
+
+
+class State(NamedTuple):
+  """All that training changes.
+
+  Attributes:
+    params: Parameters of the network.
+    batch_stats: Running averages of its batch normalisation.
+    opt_state: State of the optimizer; with Alrao, rates and posterior too.
+  """
+
+  params: PyTree
+  batch_stats: PyTree
+  opt_state: optax.OptState
+
+
+class Snapshot(NamedTuple):
+  """All that predictions need.
+
+  Attributes:
+    params: Parameters, averaged where the optimizer says so.
+    batch_stats: Running averages that belong to them.
+    log_weights: Alrao's posterior that belongs to them, (num_heads,), else (0,).
+  """
+
+  params: PyTree
+  batch_stats: PyTree
+  log_weights: jax.Array
+
+
+class ClassifierProgram:
+  """The part of a `benchmarks.engine.Program` that asks not where images come from.
+
+  A subclass says what a batch holds, by `_read`, and where batches come from.
+  """
+
+  data: PyTree
+
+  def __init__(
+    self,
+    model: Classifier,
+    optimizer: Optimizer,
+    *,
+    num_train: int,
+    image_shape: tuple[int, ...],
+    mean: ArrayLike,
+    std: ArrayLike,
+    batch_size: int,
+    max_epochs: int,
+    dtype: DTypeLike = jnp.float32,
+    any_rate: Any = 1.0,
+    scan: bool | None = None,
+  ):
+    """Makes the program; nothing is compiled yet.
+
+    Args:
+      model: The network, with heads if the optimizer needs them.
+      optimizer: The optimizer.
+      num_train: Number of training images.
+      image_shape: Height, width and channels.
+      mean: Of each channel, (channels,), where 255 counts as 1.
+      std: Standard deviation likewise.
+      batch_size: Number of images in a step. An epoch leaves out what does not fill
+        the last one.
+      max_epochs: Maximum number of epochs, over which schedules run.
+      dtype: Of the normalised images.
+      any_rate: A rate that `optimizer` could be given.
+      scan: As in `Loop`.
+    """
+    self.steps_per_epoch = num_train // batch_size
+    self.examples_per_epoch = self.steps_per_epoch * batch_size
+    self.examples = "images"
+    self.survives_divergence = optimizer.has_heads
+    self._model, self._optimizer = model, optimizer
+    self._batch_size, self._num_steps = batch_size, max_epochs * self.steps_per_epoch
+    self._normalize = functools.partial(normalize, mean=mean, std=std, dtype=dtype)
+    self._image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    shapes = jax.eval_shape(
+      functools.partial(model.init, train=False), jax.random.key(0), self._image
+    )
+    self.num_parameters = sum(
+      math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes["params"])
+    )
+    self._has_batch_norm = "batch_stats" in shapes
+    # Updates read key and rate from their state, so any will do here.
+    self._update = optax.with_extra_args_support(
+      self._make_optimizer(jax.random.key(0), any_rate)
+    ).update
+    self.step = Loop(self._train_step, scan=scan)
+    self._refresh = Loop(self._refresh_step, scan=scan)
+    self._evaluate = Loop(self._evaluate_step, scan=scan)
+
+  def init(self, seed: int, rate: Any) -> State:
+    """Returns the state that training starts from.
+
+    Args:
+      seed: Determines weights and Alrao's rates. Networks that differ only in their
+        heads get the same body.
+      rate: Learning rate, where the optimizer takes one.
+    """
+    init_key, rates_key, _ = _keys(seed)
+    variables = fast_init(self._model, init_key, self._image)
+    params = variables["params"]
+    opt_state = self._make_optimizer(rates_key, rate).init(params)
+    state = State(params, variables.get("batch_stats", {}), opt_state)
+    # Some optimizers keep the first parameters, yet a buffer can be donated only once.
+    return jax.device_put(jax.tree.map(np.array, state))
+
+  def snapshot(self, state: State, seed: int, epoch: int) -> Snapshot:
+    """Returns what predictions need.
+
+    Where the optimizer averages weights, BatchNorm's statistics are recomputed for
+    them, as running averages over the epoch's last batches.
+
+    Args:
+      state: The state after `epoch`.
+      seed: Seed of the run.
+      epoch: Number of the epoch; 0 before training.
+    """
+    params, batch_stats = state.params, state.batch_stats
+    average = self._optimizer.averaged_params
+    if average is not None and epoch > 0:
+      params = average(state.opt_state, params)
+      if self._has_batch_norm:
+        last = self._last_batches(seed, epoch, REFRESH_STEPS)
+        copied = jax.tree.map(jnp.array, batch_stats)
+        batch_stats, _ = self._refresh(copied, (params, self.data), last)
+    return Snapshot(params, batch_stats, self._log_weights(state))
+
+  def _read(
+    self, data: PyTree, batch: PyTree, *, train: bool
+  ) -> tuple[jax.Array, jax.Array]:
+    """The normalised images of a batch, augmented in training, and their labels."""
+    raise NotImplementedError
+
+  def _last_batches(self, seed: int, epoch: int, count: int) -> PyTree:
+    """An epoch's last batches, `count` at most."""
+    raise NotImplementedError
+
+  def _keys(self, seed: int, epoch: int) -> np.ndarray:
+    """A key for each step of an epoch, (steps, 2), as data."""
+    keys = jax.random.fold_in(_keys(seed)[2], epoch)
+    return np.asarray(jax.random.key_data(jax.random.split(keys, self.steps_per_epoch)))
+
+  def _train_step(self, state: State, data, batch):
+    inputs, targets = self._read(data, batch, train=True)
+    log_weights = self._log_weights(state)
+    # Drawn apart from what augmentation draws from the same key.
+    dropout_key = jax.random.fold_in(jax.random.wrap_key_data(batch["key"]), 1)
+
+    def loss_fn(params):
+      outputs, updated = self._model.apply(
+        {"params": params, "batch_stats": state.batch_stats},
+        inputs,
+        train=True,
+        mutable=["batch_stats"],
+        rngs={"dropout": dropout_key},
+      )
+      batch_stats = updated.get("batch_stats", {})
+      if not self._optimizer.has_heads:
+        losses = optax.softmax_cross_entropy_with_integer_labels(outputs, targets)
+        return losses.mean(), ({}, batch_stats)
+      loss, info = alrao_jax.classification_loss(outputs, targets, log_weights)
+      extra = {"head_log_likelihoods": info.head_log_likelihoods}
+      return loss, (extra, batch_stats)
+
+    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+    (loss, (extra, batch_stats)), grads = grad_fn(state.params)
+    updates, opt_state = self._update(grads, state.opt_state, state.params, **extra)
+    params = optax.apply_updates(state.params, updates)
+    outputs = {"loss": loss, "head_weights": jnp.exp(log_weights)}
+    return State(params, batch_stats, opt_state), outputs
+
+  def _refresh_step(self, batch_stats, data, batch):
+    params, data = data
+    inputs, _ = self._read(data, batch, train=True)
+    _, updated = self._model.apply(
+      {"params": params, "batch_stats": batch_stats},
+      inputs,
+      train=True,
+      mutable=["batch_stats"],
+      rngs={"dropout": jax.random.wrap_key_data(batch["key"])},
+    )
+    return updated["batch_stats"], {}
+
+  def _evaluate_step(self, carry, data, batch):
+    snapshot, data = data
+    inputs, targets = self._read(data, batch, train=False)
+    outputs: Any = self._model.apply(
+      {"params": snapshot.params, "batch_stats": snapshot.batch_stats},
+      inputs,
+      train=False,
+    )
+    if self._optimizer.has_heads:
+      log_probs = alrao_jax.mixture_log_probs(outputs, snapshot.log_weights)
+    else:
+      log_probs = jax.nn.log_softmax(outputs)
+    losses = -jnp.take_along_axis(log_probs, targets[:, None], axis=-1)[:, 0]
+    correct = log_probs.argmax(axis=-1) == targets
+    return carry, {
+      "loss": jnp.where(batch["valid"], losses, 0.0).sum(),
+      "correct": jnp.sum(batch["valid"] & correct),
+      "count": jnp.sum(batch["valid"]),
+    }
+
+  def _make_optimizer(self, key: jax.Array, rate: Any):
+    return self._optimizer.make(
+      Setting(key, rate, self._num_steps, self._has_batch_norm)
+    )
+
+  def _log_weights(self, state: State) -> jax.Array:
+    if self._optimizer.has_heads:
+      return alrao_jax.log_weights(state.opt_state)
+    return jnp.zeros(0)
+
+
+def _keys(seed: int) -> jax.Array:
+  """Keys for the initial weights, Alrao's rates, and the batches."""
+  return jax.random.split(jax.random.key(seed), 3)

@@ -1,0 +1,397 @@
+"""Training on streamed images: networks, evaluation, damage, resume, the command."""
+
+import dataclasses
+import functools
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from benchmark_cases import make_plan, quiet, without_times
+from imagenet_cases import make_program, write_parquet
+
+from benchmarks import (
+  commands,
+  devices,
+  engine,
+  image_stream_program,
+  imagenet,
+  records,
+)
+from benchmarks.data import DataError
+from benchmarks.image_stream_program import MEAN, STD
+from benchmarks.imagenet_experiments import Experiment, Machine, Workshop
+from benchmarks.models import IMAGENET_BODIES, build_model, fast_init
+from benchmarks.models.alexnet import adaptive_average_pool
+from benchmarks.optimizers import OPTIMIZERS
+from benchmarks.planning import OptionError
+
+ROOT = Path(__file__).resolve().parent.parent
+KEY = jax.random.key(0)
+
+
+@functools.cache
+def shapes(name, num_classes=1000, num_heads=None, width=1.0):
+  """Shapes of a network's variables; tracing a deep one takes a second."""
+  model = build_model(name, num_classes, num_heads, width)
+  images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+  return jax.eval_shape(functools.partial(model.init, train=False), KEY, images)
+
+
+def count(variables):
+  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
+
+
+# Networks.
+
+
+@pytest.mark.parametrize(
+  "name, plain, with_heads",
+  [
+    ("alexnet", 61_100_840, 97_973_840),
+    ("densenet121", 7_978_856, 17_203_856),
+    ("resnet50", 25_557_032, 43_998_032),
+  ],
+)
+def test_parameter_counts_are_those_of_the_well_known_networks(name, plain, with_heads):
+  assert count(shapes(name)) == plain
+  heads = shapes(name, num_heads=10)
+  assert count(heads) == with_heads
+  assert heads["params"]["body"] == shapes(name)["params"]["body"]
+
+
+@pytest.mark.parametrize(
+  "name, size, shape",
+  [
+    ("alexnet", 63, (1, 1, 1024)),
+    ("alexnet", 224, (1, 1, 1024)),
+    ("densenet121", 64, (2, 2, 256)),
+    ("resnet50", 128, (4, 4, 512)),
+  ],
+)
+def test_bodies_take_images_of_any_size(name, size, shape):
+  body, norm = IMAGENET_BODIES[name]
+  images = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
+
+  def apply(images):
+    return body(1 / 4, norm=norm).init_with_output(KEY, images, train=False)[0]
+
+  assert jax.eval_shape(apply, images).shape == (2, *shape)
+
+
+def test_networks_refuse_images_that_are_too_small():
+  with pytest.raises(ValueError, match="62x62 pixels are too small for AlexNet"):
+    jax.eval_shape(
+      functools.partial(build_model("alexnet", width=1 / 64).init, train=False),
+      KEY,
+      jax.ShapeDtypeStruct((1, 62, 62, 3), jnp.float32),
+    )
+
+
+@pytest.mark.parametrize(
+  "name", ["alexnet", pytest.param("densenet121", marks=pytest.mark.slow), "resnet50"]
+)
+def test_widths_need_not_be_round(name):
+  model = build_model(name, 10, 2, width=0.013)
+  images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+  variables = fast_init(model, KEY, images)
+  expected = jax.eval_shape(functools.partial(model.init, train=False), KEY, images)
+  assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, expected)
+
+
+@pytest.mark.parametrize("size", [1, 3, 6, 7, 13])
+def test_adaptive_pooling_is_the_mean_over_each_part(size):
+  images = np.random.default_rng(0).normal(size=(2, size, size, 3))
+  with jax.enable_x64(True):
+    pooled = adaptive_average_pool(jnp.asarray(images), 6)
+  for row in range(6):
+    for column in range(6):
+      edges = [
+        slice(math.floor(i * size / 6), math.ceil((i + 1) * size / 6))
+        for i in (row, column)
+      ]
+      part = images[:, edges[0], edges[1]].mean(axis=(1, 2))
+      # Sums of at most nine terms of order one.
+      np.testing.assert_allclose(pooled[:, row, column], part, atol=1e-14)
+
+
+def test_alexnet_drops_out_in_training_alone():
+  model = build_model("alexnet", width=1 / 64)
+  images = jax.random.normal(KEY, (2, 63, 63, 3))
+  variables = fast_init(model, KEY, images)
+
+  @jax.jit
+  def logits(key):
+    return model.apply(variables, images, train=True, rngs={"dropout": key})
+
+  first, second = jax.random.split(KEY)
+  np.testing.assert_array_equal(logits(first), logits(first))
+  assert not np.array_equal(logits(first), logits(second))
+  # Without a key, it could not.
+  evaluated = functools.partial(model.apply, train=False)
+  assert jax.eval_shape(evaluated, variables, images).shape == (2, 10)
+
+
+# The program.
+
+
+@pytest.fixture(autouse=True)
+def _standard_promotion():
+  # Other libraries' optimizers are not written for strict promotion.
+  with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+    yield
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+  return write_parquet(tmp_path_factory.mktemp("data") / "imagenette")
+
+
+def interrupted_after(program, steps):
+  """Makes a program read no further than so many steps; returns what it reads."""
+  read, seen = program._on_devices, []
+
+  def stop(batch):
+    if "valid" not in batch:
+      seen.append(batch["index"].tolist())
+      if len(seen) > steps:
+        raise KeyboardInterrupt
+    return read(batch)
+
+  program._on_devices = stop
+  return seen
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+  """A run that nothing interrupts: its records, and the images of each step."""
+  plan = make_plan(tmp_path_factory.mktemp("whole"), max_epochs=2)
+  program = make_program(data)
+  seen = interrupted_after(program, math.inf)
+  with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+    engine.train(program, plan, quiet())
+  return without_times(records.read(plan.path)), seen
+
+
+def test_records_have_what_those_of_other_images_have(whole):
+  found, seen = whole
+  assert [record["kind"] for record in found] == ["epoch", "epoch", "summary"]
+  for record in found[:2]:
+    assert math.isfinite(record["train_loss"])
+    assert 0 <= record["validation_accuracy"] <= 1
+    assert np.shape(record["head_weights"]) == (len(record["steps"]), 4)
+    assert record["skipped"] == []
+  assert found[2]["test_loss"] is not None
+  # Six steps of four images an epoch: all 24, once.
+  for epoch in (seen[:6], seen[6:]):
+    assert sorted(sum(epoch, [])) == list(range(24))
+
+
+@pytest.mark.parametrize(
+  "steps, lost",
+  [
+    (3, 1),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in ((8, 0), (11, 1))),
+  ],
+)
+def test_interrupted_within_an_epoch_no_image_is_repeated_or_left_out(
+  data, whole, steps, lost, tmp_path
+):
+  plan = make_plan(tmp_path, max_epochs=2)
+  program = make_program(data)
+  seen = interrupted_after(program, steps)
+  with pytest.raises(KeyboardInterrupt):
+    engine.train(program, plan, quiet())
+  program.close()
+  resumed = make_program(data)
+  rest = interrupted_after(resumed, math.inf)
+  engine.train(resumed, plan, quiet())
+  # Two steps are a segment: of what the run had read, a begun one is read again.
+  assert seen[: steps - lost] + rest == whole[1]
+  assert without_times(records.read(plan.path)) == whole[0]
+  assert [path.name for path in plan.out.iterdir()] == [plan.path.name]
+
+
+def test_evaluation_is_the_mean_over_all_images(data, monkeypatch):
+  monkeypatch.setattr(image_stream_program, "EVALUATION_BATCH", 4)
+  program = make_program(data, optimizer="sgd")
+  snapshot = program.snapshot(program.init(0, 0.1), 0, 0)
+  measured = program.evaluate(snapshot, "test")  # 11 images, in batches of four
+  part = program._parts["test"]
+  batch = image_stream_program.EvaluationBatches(part, batch_size=11, image_size=32)[0]
+  images = (batch["images"] / 255 - np.array(MEAN)) / np.array(STD)
+  logits = program._model.apply(
+    {"params": snapshot.params, "batch_stats": snapshot.batch_stats},
+    jnp.asarray(images, jnp.float32),
+    train=False,
+  )
+  log_probs = np.asarray(jax.nn.log_softmax(logits), np.float64)
+  labels = batch["labels"]
+  # The same float32 network in batches of other sizes: rounding of a few layers.
+  loss = -log_probs[np.arange(11), labels].mean()
+  assert measured["loss"] == pytest.approx(loss, rel=1e-5)
+  assert measured["accuracy"] == np.mean(log_probs.argmax(axis=1) == labels)
+
+
+def test_damaged_images_are_named_in_the_records(tmp_path):
+  folder = write_parquet(tmp_path / "imagenette", damaged=(3,))  # in either split
+  program = make_program(folder, max_corrupt=2, max_epochs=1)
+  summary = engine.train(program, make_plan(tmp_path, max_epochs=1), quiet())
+  names = [name.rpartition("imagenette/")[2] for name in summary["skipped"]]
+  assert names == [
+    "train-00000-of-00002.parquet: image 3 (003.jpg)",
+    "validation-00000-of-00002.parquet: image 3 (003.jpg)",
+  ]
+  assert math.isfinite(summary["test_loss"])
+
+
+def test_too_many_damaged_images_end_a_run(tmp_path):
+  folder = write_parquet(tmp_path / "imagenette", damaged=(3, 5))
+  program = make_program(folder, max_corrupt=1)
+  message = r"parquet: image \d \(00\d.jpg\): damaged, .* as are 1 images before it.*"
+  with pytest.raises(DataError, match=message + "--max-corrupt, now 1"):
+    engine.train(program, make_plan(tmp_path), quiet())
+
+
+@pytest.mark.slow
+def test_averaged_weights_are_evaluated_with_their_own_statistics(data):
+  program = make_program(data, optimizer="dog")
+  state = program.init(0, None)
+  state, _ = program.step(state, program.data, program.segment(0, 1, 0))
+  snapshot = program.snapshot(state, 0, 1)
+  first = jax.tree.leaves(snapshot.batch_stats)[0]
+  assert not np.array_equal(first, jax.tree.leaves(state.batch_stats)[0])
+
+
+@pytest.mark.slow
+def test_a_mesh_trains_as_one_device_does(data, whole, tmp_path):
+  if jax.device_count() < 4:
+    pytest.skip("needs four simulated devices")
+  plan = make_plan(tmp_path, max_epochs=2)
+  mesh = devices.make_mesh(2, 2)
+  first = make_program(data)
+  seen = interrupted_after(first, 3)
+  with pytest.raises(KeyboardInterrupt):
+    engine.train(first, plan, quiet())
+  assert len(seen) == 4
+  # What one device has begun, four end.
+  summary = engine.train(make_program(data, mesh=mesh), plan, quiet())
+  for name in ("validation_loss", "test_loss"):
+    # Ten steps that differ by rounding.
+    assert summary[name] == pytest.approx(whole[0][-1][name], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_resume_after_sigkill_within_an_epoch_is_bit_exact(data, tmp_path):
+  def run(out, result, kill_at):
+    script = Path(__file__).with_name("imagenet_cases.py")
+    environment = {
+      **os.environ,
+      "PYTHONPATH": str(ROOT),
+      "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
+    }
+    command = [sys.executable, str(script), *map(str, (data, out, result, kill_at))]
+    return subprocess.run(command, env=environment, cwd=ROOT, check=False).returncode
+
+  one, other = tmp_path / "one.npz", tmp_path / "other.npz"
+  assert run(tmp_path / "a", one, 0) == 0
+  # Epochs have six steps, segments two: killed in the second epoch's second segment.
+  assert run(tmp_path / "b", other, 9) == -signal.SIGKILL
+  assert run(tmp_path / "b", other, 0) == 0
+  with np.load(one) as a, np.load(other) as b:
+    assert sorted(a) == sorted(b)
+    assert str(a["records"]) == str(b["records"])
+    for name in a:
+      np.testing.assert_array_equal(a[name], b[name])
+
+
+# The command.
+
+
+def test_every_preset_is_made_of_valid_experiments():
+  for preset in imagenet.PRESETS.values():
+    for base in preset.bases:
+      base.check()
+    assert set(preset.optimizers) <= set(OPTIMIZERS)
+  widths = {(b.network, b.width) for b in imagenet.PRESETS["paper"].bases}
+  assert ("resnet50", 3.0) in widths
+
+
+TINY = Experiment(
+  dataset="imagenette",
+  network="alexnet",
+  width=1 / 32,
+  image_size=63,
+  batch_size=8,
+  max_epochs=1,
+  num_train=16,
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", IMAGENET_BODIES)
+def test_every_network_trains(network, data, tmp_path):
+  workshop = Workshop(data)
+  experiment = dataclasses.replace(TINY, network=network)
+  plan = workshop.plan(experiment, tmp_path)
+  summary = engine.train(workshop.program(experiment), plan, quiet())
+  assert summary["epochs"] == 1
+  assert summary["config"]["num_classes"] == 3
+  assert summary["config"]["norm"] == ("none" if network == "alexnet" else "batch")
+  assert not summary["config"]["real_data"]
+
+
+def test_one_program_serves_all_rates_and_seeds(data):
+  workshop = Workshop(data)
+  sgd = dataclasses.replace(TINY, optimizer="sgd", rate=0.1)
+  program = workshop.program(sgd)
+  assert workshop.program(dataclasses.replace(sgd, rate=1.0, seed=3)) is program
+  assert workshop.program(TINY) is not program
+
+
+def test_options_out_of_range_are_refused(data, tmp_path):
+  for machine, text in (
+    (Machine(workers=-1), "--workers must not be negative, got -1."),
+    (Machine(checkpoint_steps=0), "--checkpoint-steps must be at least 1, got 0."),
+  ):
+    with pytest.raises(OptionError, match=text):
+      Workshop(data, machine)
+  for changes, text in (
+    ({"batch_size": 99}, "--batch-size must be at most 16, got 99."),
+    ({"num_train": 99}, "--num-train, --num-validation, --num-test: at least one"),
+    ({"batch_size": 7}, "--batch-size must be a multiple of --mesh-data, 2, got 7."),
+    ({"norm_parts": 3}, "--batch-size must be a multiple of --norm-parts, 3, got 8."),
+  ):
+    with pytest.raises(OptionError, match=text):
+      workshop = Workshop(data, Machine(mesh_data=2))
+      workshop.plan(dataclasses.replace(TINY, **changes), tmp_path)
+
+
+@pytest.mark.parametrize(
+  "arguments, text",
+  [
+    (["run", "--width", "0"], "--width must be positive, got 0.0."),
+    (["run", "--image-size", "32"], "--image-size must be at least 63, got 32."),
+    (["run", "--optimizer", "sgd"], "--rate must be positive for --optimizer sgd"),
+    (["run", "--data-dir", "/nowhere"], "no imagenet below /nowhere (no such folder)"),
+    (["run", "--num-hosts", "2"], "--num-hosts 2 takes a --coordinator"),
+    (["sweep", "--networks", "vgg19"], "vgg19"),
+  ],
+)
+def test_bad_options_and_data_exit_with_2(
+  arguments, text, monkeypatch, tmp_path, capsys
+):
+  monkeypatch.setenv("ALRAO_CACHE_DIR", str(tmp_path))
+  monkeypatch.setattr(sys, "argv", ["benchmarks.imagenet", *arguments])
+  before = jax.config.jax_compilation_cache_dir
+  with pytest.raises(SystemExit) as stopped:
+    commands.main(imagenet.Run | imagenet.Sweep | commands.Report, imagenet.__doc__)
+  jax.config.update("jax_compilation_cache_dir", before)
+  assert stopped.value.code == 2
+  assert text in capsys.readouterr().err
