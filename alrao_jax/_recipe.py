@@ -36,7 +36,7 @@ def schedule_free_alrao(
   max_learning_rate: float = 1e-1,
   *,
   narrowest: float = 0.1,
-  interpolation: float = 0.9,
+  interpolation: float = 0.8,
   power: float = 2.0,
   b2: float = 0.999,
   eps: float = 1e-8,
@@ -88,8 +88,8 @@ def schedule_free_alrao(
     interpolation: In ``[0, 1)``; 0 takes gradients at :math:`z`, plain averaging.
     power: At least 0. In the average, the weight of step t grows as t to this power; 0
       is the mean of all steps.
-    b2: Decay of the average of squared gradients.
-    eps: Added to its root.
+    b2: In ``[0, 1]``; decay of the average of squared gradients.
+    eps: At least 0; added to its root.
     weight_decay: As in :func:`alrao`, for all that follow.
     weight_decay_mask: See :func:`alrao`.
     averaging: See :func:`alrao`.
@@ -130,6 +130,8 @@ def schedule_free_alrao(
   _checks.check_probability(call, "narrowest", narrowest)
   _checks.check_probability(call, "interpolation", interpolation)
   _checks.check_non_negative(call, "power", power)
+  _checks.check_probability(call, "b2", b2)
+  _checks.check_non_negative(call, "eps", eps)
   if _checks.is_concrete(interpolation) and interpolation == 1:
     raise ValueError(f"{call[:-1]}interpolation=...) must be less than 1, got 1.")
   reading = {"overrides": overrides, "heads": heads, "strict": strict}

@@ -23,7 +23,7 @@ import tyro
 
 import alrao_jax
 from benchmarks import commands, records
-from benchmarks.planning import OptionError
+from benchmarks.planning import OptionError, refuse
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +96,7 @@ def alrao_step(layer: Layer, chunks: int) -> tuple[Any, Any]:
     layer: The output layer.
     chunks: Into how many parts the batch is divided; 1 for the whole at once.
   """
+  # Small rates, so that no head diverges on its one batch of noise.
   optimizer = alrao_jax.alrao(jax.random.key(1), max_learning_rate=1e-2)
   params = layer.params(layer.num_heads)
 
@@ -136,30 +137,62 @@ def _log_prob(logits: jax.Array, labels: jax.Array) -> jax.Array:
   return -optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
-def measure(layer: Layer, chunks: int | None, steps: int) -> records.Record:
-  """Returns what XLA says of a step's memory, in bytes, and the step's milliseconds.
+class Competitor:
+  """A compiled step and its state, with what XLA says of its memory.
+
+  Attributes:
+    row: Label, number of chunks, and bytes.
+  """
+
+  def __init__(self, layer: Layer, chunks: int | None):
+    """Compiles the step and takes it once.
+
+    Args:
+      layer: The output layer.
+      chunks: Number of chunks of Alrao's loss; None for plain SGD.
+    """
+    step, state = plain_step(layer) if chunks is None else alrao_step(layer, chunks)
+    self._batch, self._state = jax.block_until_ready(layer.batch()), state
+    lowered = jax.jit(step, donate_argnums=0).lower(state, *self._batch)
+    self._step = lowered.compile()
+    memory: Any = self._step.memory_analysis()
+    self.row = {
+      "label": "SGD" if chunks is None else f"Alrao, {layer.num_heads} heads",
+      "chunks": chunks,
+      "state_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(state)),
+      "temporary_bytes": memory.temp_size_in_bytes,
+    }
+    self.run()
+
+  def run(self) -> float:
+    """Takes a step; returns the seconds it took."""
+    start = time.perf_counter()
+    self._state = jax.block_until_ready(self._step(self._state, *self._batch))
+    return time.perf_counter() - start
+
+
+def measure(layer: Layer, chunks: tuple[int, ...], rounds: int) -> list[dict[str, Any]]:
+  """Returns memory and time of plain SGD and of Alrao by number of chunks.
 
   Args:
     layer: The output layer.
-    chunks: Number of chunks of Alrao's loss; None for plain SGD.
-    steps: Number of steps, after a first.
+    chunks: Numbers of chunks.
+    rounds: Number of steps that are timed, in turns, in an order drawn anew.
   """
-  step, state = plain_step(layer) if chunks is None else alrao_step(layer, chunks)
-  compiled = jax.jit(step, donate_argnums=0).lower(state, *layer.batch()).compile()
-  memory: Any = compiled.memory_analysis()
-  num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-  times = []
-  for _ in range(steps + 1):
-    start = time.perf_counter()
-    state = jax.block_until_ready(compiled(state, *layer.batch()))
-    times.append(time.perf_counter() - start)
-  return {
-    "label": "SGD" if chunks is None else f"Alrao, {layer.num_heads} heads",
-    "chunks": chunks,
-    "state_bytes": num_bytes,
-    "temporary_bytes": memory.temp_size_in_bytes,
-    "milliseconds": 1e3 * float(np.median(times[1:])),
-  }
+  competitors = [Competitor(layer, number) for number in (None, *chunks)]
+  generator = np.random.default_rng(0)
+  times = np.zeros((rounds, len(competitors)))
+  for i in range(rounds):
+    for j in generator.permutation(len(competitors)):
+      times[i, j] = competitors[j].run()
+  return [
+    {
+      **competitor.row,
+      "milliseconds": 1e3 * float(np.median(times[:, j])),
+      "ratio": float(np.median(times[:, j] / times[:, 0])),
+    }
+    for j, competitor in enumerate(competitors)
+  ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,8 +202,8 @@ class Measure:
   layer: Annotated[Layer, tyro.conf.arg(name="")] = Layer()
   chunks: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
   """Numbers of chunks, each of which divides the number of examples."""
-  steps: int = 5
-  """Number of steps that are timed."""
+  rounds: int = 5
+  """Number of turns of one step that each has."""
   out: Path = Path("benchmarks/overhead/large_output.json")
   """File of the result."""
 
@@ -181,9 +214,12 @@ class Measure:
       OptionError: A number that is not positive, or does not divide the batch.
     """
     layer = self.layer
-    sizes = (layer.features, layer.num_classes, layer.num_heads, layer.batch_size)
-    if min(*sizes, *self.chunks, self.steps) < 1:
-      raise OptionError("all numbers must be at least 1.")
+    numbers = {**dataclasses.asdict(layer), "rounds": self.rounds}
+    for name, value in numbers.items():
+      if value < 1:
+        refuse(name, "must be at least 1", value)
+    if min(self.chunks, default=1) < 1:
+      refuse("chunks", "must be at least 1", self.chunks)
     if any(layer.batch_size % number for number in self.chunks):
       raise OptionError(
         f"--chunks must divide --batch-size {layer.batch_size}, got {self.chunks}."
@@ -191,10 +227,10 @@ class Measure:
     found = {
       "kind": "large_output",
       **dataclasses.asdict(layer),
-      "steps": self.steps,
+      "rounds": self.rounds,
       "date": datetime.date.today().isoformat(),
       "environment": records.environment(),
-      "rows": [measure(layer, c, self.steps) for c in (None, *self.chunks)],
+      "rows": measure(layer, self.chunks, self.rounds),
     }
     records.write_text(self.out, json.dumps(found, indent=1) + "\n")
     print(table(found))
@@ -210,14 +246,15 @@ def table(found: records.Record) -> str:
     f"### Output layer of {found['num_classes']:,} classes on {found['features']} "
     f"features, batch {found['batch_size']}",
     "",
-    "| | chunks | parameters and state, MB | temporary, MB | together | ms a step |",
-    "| --- | --- | --- | --- | --- | --- |",
+    "| | chunks | parameters and state, MB | temporary, MB | together | ms a step | "
+    "/ SGD's |",
+    "| --- | --- | --- | --- | --- | --- | --- |",
   ]
   for row in found["rows"]:
     state, temporary = row["state_bytes"] / 1e6, row["temporary_bytes"] / 1e6
     lines.append(
       f"| {row['label']} | {row['chunks'] or ''} | {state:,.0f} | {temporary:,.0f} | "
-      f"{state + temporary:,.0f} | {row['milliseconds']:,.0f} |"
+      f"{state + temporary:,.0f} | {row['milliseconds']:,.0f} | {row['ratio']:.2f} |"
     )
   return "\n".join([*lines, "", records.conditions(found)])
 

@@ -44,7 +44,8 @@ class Run:
     unknown = set(self.cases) - set(CASES)
     if unknown or self.rounds < 1:
       problem = f"--cases knows {', '.join(CASES)}, not {sorted(unknown)}."
-      raise OptionError(problem if unknown else "--rounds must be at least 1.")
+      rule = f"--rounds must be at least 1, got {self.rounds}."
+      raise OptionError(problem if unknown else rule)
     # A program read from the cache would not have been compiled in the time it took.
     jax.config.update("jax_enable_compilation_cache", False)
     console = rich.console.Console()

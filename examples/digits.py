@@ -31,14 +31,14 @@ def load(num_test: int = 500) -> tuple[Split, Split]:
 
 
 def batches(
-  split: Split, epochs: int, seed: int = 0, size: int = 32
+  split: Split, epochs: int, seed: int | tuple[int, ...] = 0, size: int = 32
 ) -> Iterator[Split]:
   """Yields mini-batches, in a new order each epoch; leaves out what is too few.
 
   Args:
     split: The images.
     epochs: Number of passes over them.
-    seed: Determines the orders.
+    seed: Determines the orders; several numbers where an order depends on several.
     size: Images in a batch.
   """
   generator = np.random.default_rng(seed)

@@ -6,9 +6,9 @@ An ordinary network learns the digits 0 to 4. Its checkpoint then starts network
 learn the digits 5 to 9 from 100 images, each with Alrao on another interval: all heads
 start as fresh copies, the body as it was. Beside the accuracy stands how far the body's
 weights have moved, and how well the old output layer still reads the old digits from
-the new features: what a unit with a large rate forgets. With the papers' interval,
-[1e-5, 10], nothing is left of the old task; an upper bound of 1 learns the new one as
-well and keeps the old.
+the new features: what a unit with a large rate forgets. With seeds 0 and 1, the papers'
+interval, [1e-5, 10], leaves .20 and .36 of accuracy on the old digits; an upper bound
+of 1 leaves .91 and .96, and learns the new ones as well (.96, .95 against .92, .96).
 """
 
 import dataclasses
@@ -41,21 +41,21 @@ class Classifier(nn.Module):
     hidden = images.reshape(len(images), -1)
     for _ in range(3):
       hidden = nn.relu(nn.LayerNorm()(nn.Dense(64)(hidden)))
-    output = nn.Dense(5, name="output", parent=None)
     if self.num_heads is None:
       return nn.Dense(5, name="output")(hidden)
-    return MultiHead(output, self.num_heads, name="output")(hidden)
+    return MultiHead(nn.Dense(5), self.num_heads, name="output")(hidden)
 
 
-def pretrain(split: digits.Split, epochs: int) -> Any:
+def pretrain(split: digits.Split, epochs: int, seed: int) -> Any:
   """Returns an ordinary network's parameters, trained by Adam.
 
   Args:
     split: The digits 0 to 4.
     epochs: Number of passes over them.
+    seed: Determines weights and batches.
   """
   model, optimizer = Classifier(), optax.adam(1e-3)
-  params = model.init(jax.random.key(0), split.images[:1])["params"]
+  params = model.init(jax.random.key(seed), split.images[:1])["params"]
   opt_state = optimizer.init(params)
 
   @jax.jit
@@ -68,13 +68,17 @@ def pretrain(split: digits.Split, epochs: int) -> Any:
     updates, opt_state = optimizer.update(jax.grad(loss_fn)(params), opt_state, params)
     return optax.apply_updates(params, updates), opt_state
 
-  for batch in digits.batches(split, epochs):
+  for batch in digits.batches(split, epochs, seed):
     params, opt_state = train_step(params, opt_state, batch)
   return params
 
 
 def fine_tune(
-  pretrained: Any, split: digits.Split, interval: tuple[float, float], epochs: int
+  pretrained: Any,
+  split: digits.Split,
+  interval: tuple[float, float],
+  epochs: int,
+  seed: int,
 ) -> tuple[Any, jax.Array]:
   """Returns the parameters and the heads' log-weights after fine-tuning.
 
@@ -83,12 +87,14 @@ def fine_tune(
     split: The new digits, as labels 0 to 4.
     interval: Bounds of the rates.
     epochs: Number of passes over them.
+    seed: Determines heads, rates and batches.
   """
   model = Classifier(num_heads=10)
-  fresh = model.init(jax.random.key(1), split.images[:1])["params"]
+  heads_key, rates_key = jax.random.split(jax.random.key(seed))
+  fresh = model.init(heads_key, split.images[:1])["params"]
   # The new digits get a new output layer; without `keep` all heads start as the old.
   params = alrao.load_pretrained(fresh, pretrained, keep=["^output/"])
-  optimizer = alrao.alrao(jax.random.key(2), None, *interval)
+  optimizer = alrao.alrao(rates_key, None, *interval)
   opt_state = optimizer.init(params)
 
   @jax.jit
@@ -105,7 +111,7 @@ def fine_tune(
     )
     return optax.apply_updates(params, updates), opt_state
 
-  for batch in digits.batches(split, epochs, size=20):
+  for batch in digits.batches(split, epochs, seed, size=20):
     params, opt_state = train_step(params, opt_state, batch)
   return params, alrao.log_weights(opt_state)
 
@@ -151,6 +157,8 @@ class Config:
   """Passes over the images, of pretraining and of fine-tuning."""
   num_images: int = 100
   """Number of the new digits' images to train on."""
+  seed: int = 0
+  """Determines weights, batches and rates."""
 
 
 def main(config: Config) -> list[dict[str, float]]:
@@ -161,11 +169,15 @@ def main(config: Config) -> list[dict[str, float]]:
   """
   train, test = digits.load()
   old_test, new_test = select(test, 0), select(test, 5)
-  pretrained = pretrain(select(train, 0), config.epochs)
+  pretrained = pretrain(select(train, 0), config.epochs, config.seed)
   plain, model, rows = Classifier(), Classifier(num_heads=10), []
   for interval in INTERVALS:
     params, log_weights = fine_tune(
-      pretrained, select(train, 5, config.num_images), interval, config.epochs
+      pretrained,
+      select(train, 5, config.num_images),
+      interval,
+      config.epochs,
+      config.seed,
     )
     log_probs = predict(model, {"params": params}, log_weights, new_test.images)
     old: Any = plain.apply(

@@ -5,7 +5,7 @@
 After half of the epochs the losing heads go (`collapse`) and training goes on at the
 price of an ordinary network; at the end the one that is left becomes the ordinary
 output layer of a model that knows nothing of Alrao (`export`). It ends at a test
-accuracy of about 98 %.
+accuracy of about 99 %.
 """
 
 import dataclasses
@@ -85,15 +85,16 @@ def main(config: Config) -> float:
     config: The options.
   """
   train, test = digits.load()
-  model = Classifier(10, nnx.Rngs(config.seed))
-  transformation = alrao.alrao(jax.random.key(config.seed))
+  init_key, rates_key = jax.random.split(jax.random.key(config.seed))
+  model = Classifier(10, nnx.Rngs(init_key))
+  transformation = alrao.alrao(rates_key)
   optimizer = nnx.Optimizer(model, transformation, wrt=nnx.Param)
   half = config.epochs // 2
   for batch in digits.batches(train, half, config.seed):
     train_step(model, optimizer, batch)
   print(alrao.report(optimizer.opt_state, nnx.state(model, nnx.Param)))
   alrao.nnx.collapse(model, optimizer, keep=1)
-  for batch in digits.batches(train, config.epochs - half, config.seed + 1):
+  for batch in digits.batches(train, config.epochs - half, (config.seed, 1)):
     train_step(model, optimizer, batch)
 
   plain = alrao.nnx.export(model, optimizer.opt_state)

@@ -11,7 +11,7 @@ import pytest
 import alrao_jax
 from benchmarks.arena import runs, sources
 from benchmarks.arena.__main__ import Run
-from benchmarks.arena.methods import METHODS, RECIPE, Method
+from benchmarks.arena.methods import METHODS, Method
 from benchmarks.arena.models import Perceptron, Predictor, ResNet
 from benchmarks.arena.problem import Data, Part, Task
 from benchmarks.arena.program import NUM_POINTS, Program, Start
@@ -84,7 +84,9 @@ def test_runs_side_by_side_are_those_one_by_one():
 
 
 def test_a_run_repeats_itself_and_records_its_curve():
-  program = Program(DIABETES, DIABETES.load(None), RECIPE)
+  program = Program(
+    DIABETES, DIABETES.load(None), METHODS["schedule_free_alrao"].optimizer
+  )
   (first,), (second,) = program.run([Start(3)]), program.run([Start(3)])
   del first["seconds"], second["seconds"]
   assert first == second

@@ -12,6 +12,7 @@ from benchmarks import (
   large_output,
   many_seeds,
   overhead,
+  overhead_cases,
   records,
   torch_steps,
 )
@@ -60,9 +61,17 @@ def test_costs_are_those_of_the_networks(rows):
 
 
 def test_every_contender_trains_the_same_network():
-  program = CASE.network.program(SGD)
-  with_heads = CASE.network.program(alrao(4)[0])
-  assert program.examples_per_epoch == with_heads.examples_per_epoch == 8
+  program, with_heads = (
+    CASE.network.program(contender) for contender in (SGD, alrao(4)[0])
+  )
+  bodies = [
+    one.init(0, rate).params["body"]
+    for one, rate in ((program, 0.1), (with_heads, None))
+  ]
+  jax.tree.map(np.testing.assert_array_equal, *bodies)
+  jax.tree.map(
+    np.testing.assert_array_equal, program.batches(0, 1), with_heads.batches(0, 1)
+  )
 
 
 @pytest.mark.slow
@@ -118,8 +127,9 @@ def test_several_seeds_are_timed_each_way(tmp_path, monkeypatch):
   ways = ["sequential", "vmapped"]
   if len(jax.devices()) > 1 and 4 % len(jax.devices()) == 0:
     ways.append("sharded")
-  assert list(row["milliseconds"]) == ways
-  assert all(value > 0 for value in row["milliseconds"].values())
+  assert list(row["milliseconds"]) == list(row["ratios"]) == ways
+  assert row["ratios"]["sequential"] == 1.0
+  assert all(value > 0 for value in row["ratios"].values())
   overhead.Report(tmp_path, tmp_path / "OVERHEAD.md")()
   assert "| mlp, width 0.03125, batch 8 | 4 |" in (tmp_path / "OVERHEAD.md").read_text()
 
@@ -141,7 +151,7 @@ def test_all_ways_train_all_seeds_equally():
 def test_chunks_need_less_memory_for_a_large_output_layer(tmp_path):
   layer = large_output.Layer(features=4, num_classes=3_000, num_heads=3, batch_size=32)
   out = tmp_path / "large_output.json"
-  large_output.Measure(layer, chunks=(1, 8), steps=1, out=out)()
+  large_output.Measure(layer, chunks=(1, 8), rounds=1, out=out)()
   sgd, whole, chunked = json.loads(out.read_text())["rows"]
   heads = 4 * 4 * 3_000  # bytes of a head
   assert whole["state_bytes"] - sgd["state_bytes"] > 2 * heads
@@ -158,6 +168,16 @@ def test_steps_are_compared_with_those_of_pytorch_where_there_is_one(tmp_path):
   (row,) = json.loads(out.read_text())["rows"]
   assert row["network"] == "mlp"
   assert row["torch_milliseconds"] > 0
+
+
+@pytest.mark.parametrize(
+  ("name", "more"), [("mlp", 0), ("small_cnn", 0), ("lstm", 2 * 4 * 100)]
+)
+def test_networks_of_pytorch_have_as_many_parameters(name, more):
+  torch = pytest.importorskip("torch", reason="PyTorch is no dependency")
+  net, _ = torch_steps.NETWORKS[name](torch)
+  expected = overhead_cases.CASES[name].network.program(SGD).num_parameters + more
+  assert sum(p.numel() for p in net.parameters()) == expected
 
 
 def test_unknown_networks_and_numbers_are_errors():

@@ -61,6 +61,7 @@ OPTIMIZERS = {
   "clipped": lambda key: alrao.alrao(
     key, alrao.per_head(optax.clip_by_global_norm(1.0)), averaging=alrao.bayes()
   ),
+  "schedule_free": lambda key: alrao.schedule_free_alrao(key),
   "chain": lambda key: optax.chain(
     alrao.per_head(optax.clip_by_global_norm(1.0)),
     optax.trace(0.9),

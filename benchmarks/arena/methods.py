@@ -2,21 +2,11 @@
 
 from typing import Any, NamedTuple
 
-from alrao_jax import eval_params, schedule_free_alrao
 from benchmarks.optimizers import OPTIMIZERS, PEERS, Optimizer
 from benchmarks.studies.optimizers import ADAM
 
 SGD_RATES = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)
 ADAM_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
-
-RECIPE = Optimizer(
-  label="Schedule-free Alrao",
-  source="Defaults of alrao_jax.schedule_free_alrao, found on four other tasks "
-  "(docs/recipe.md); 10 heads; evaluated at its averaged weights.",
-  make=lambda setting: schedule_free_alrao(setting.key),
-  has_heads=True,
-  averaged_params=eval_params,
-)
 
 
 class Method(NamedTuple):
@@ -32,8 +22,7 @@ class Method(NamedTuple):
 
 
 METHODS = {
-  "schedule_free_alrao": Method(RECIPE),
-  "alrao": Method(OPTIMIZERS["alrao"]),
+  **{name: Method(OPTIMIZERS[name]) for name in ("schedule_free_alrao", "alrao")},
   **{name: Method(OPTIMIZERS[name]) for name in PEERS},
   "sgd": Method(OPTIMIZERS["sgd"]._replace(label="SGD, best of 7 rates"), SGD_RATES),
   "adam": Method(

@@ -78,14 +78,14 @@ TASKS = {
       "regression, diabetes",
       sources.diabetes,
       functools.partial(_network, functools.partial(models.Perceptron, (64, 64))),
-      num_steps=1_000,
+      num_steps=400,
     ),
     Task(
       "digits",
       "wide MLP, digits",
       sources.digits,
       functools.partial(_network, functools.partial(models.Perceptron, (512, 512))),
-      num_steps=800,
+      num_steps=400,
     ),
   )
 }
