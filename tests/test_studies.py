@@ -10,7 +10,7 @@ import pytest
 from benchmark_cases import quiet
 
 import alrao_jax
-from benchmarks import engine
+from benchmarks import data, engine, records
 from benchmarks.optimizers import Setting
 from benchmarks.planning import OptionError
 from benchmarks.results import RunRecords
@@ -22,7 +22,11 @@ from benchmarks.studies import (
   optimizers,
   posterior,
 )
-from benchmarks.studies.arms import Arm, Images, Trainer
+from benchmarks.studies.architectures import DIGITS
+from benchmarks.studies.arms import Images, Trainer
+from benchmarks.studies.programs import Watched
+from benchmarks.studies.runner import Arm
+from benchmarks.studies.study import Study
 from benchmarks.studies.width import Width
 
 KEY = jax.random.key(3)
@@ -168,6 +172,65 @@ def test_every_study_writes_numbers_and_picture(study, tmp_path, capsys):
   text = (tmp_path / f"{name}.md").read_text()
   assert text in capsys.readouterr().out
   assert "nan" not in text
+
+
+def test_a_study_tells_what_its_records_were_measured_on(tmp_path, capsys):
+  def record(commit, date):
+    names = ("device", "cores", "jax", "flax", "optax", "alrao_jax")
+    environment = {**dict.fromkeys(names, "1.0"), "commit": commit}
+    return {"environment": environment, "date": date}
+
+  class Two(Study):
+    images, seeds, out = TINY, 2, tmp_path
+
+    def measure(self):
+      self.used.append(record("b" * 40 + "+", "2026-02-03"))
+      self.used.append(record("a" * 40, "2026-01-02"))
+      self.used.append(record("a" * 40, "2026-01-02"))
+      return []
+
+  study = Two()
+  for _ in range(2):  # the second call forgets the first one's records
+    study()
+  last = (tmp_path / "two.md").read_text().splitlines()[-1]
+  commits = f"commit {'a' * 12} and {'b' * 12}+"
+  assert last.endswith(f"alrao_jax 1.0, {commits}; 2026-01-02 and 2026-02-03.")
+
+
+def test_records_that_are_found_again_tell_their_day(tmp_path):
+  used = []
+  trainer = Trainer("test", TINY, tmp_path, quiet(), used=used)
+  arm = Arm("sgd", optimizers.SGD, "sgd", 0.1)
+  summary = {"kind": "summary", "date": "2026-01-02", "environment": {}}
+  records.write(trainer.plan(arm, 0).path, [summary])
+  trainer.run([arm], [0])
+  assert used == [summary]
+
+
+def test_test_images_have_no_part(tmp_path):
+  images = Trainer("test", TINY, tmp_path, quiet())._data
+  held_out = data.load("digits").train_labels[-32:]
+  for part in ("validation", "test"):
+    labels = np.asarray(images.labels)[images.parts[part]]
+    np.testing.assert_array_equal(labels, held_out)
+
+
+def test_programs_are_shared_by_equal_arms_only(tmp_path):
+  trainer = Trainer("test", TINY, tmp_path, quiet())
+  arm = Arm("sgd", optimizers.SGD, "same", 0.1, network="mlp", width=1 / 32)
+  first = trainer.program(arm)
+  assert trainer.program(arm._replace(name="other", rate=0.2)) is first
+  watched = trainer.program(arm._replace(program=Watched))
+  assert isinstance(watched, Watched)
+  body = trainer.program(arm._replace(body=DIGITS[0]))
+  assert body.num_parameters != first.num_parameters
+
+
+def test_counts_are_in_the_right_number():
+  assert (
+    dataclasses.replace(TINY, epochs=1).describe().endswith("1 epoch, batches of 32")
+  )
+  assert TINY.describe().endswith("2 epochs, batches of 32")
 
 
 def test_one_seed_is_refused(tmp_path):

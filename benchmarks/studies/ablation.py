@@ -2,7 +2,8 @@
 
 Heads are thrown away after the first epoch; Adam has as many heads, of equal rates;
 rates are drawn anew at every step, which a footnote of the papers says equals SGD at
-the mean rate; and, as the papers' conclusion imagines, units draw a momentum too.
+the mean rate; and, as the papers' conclusion imagines, units draw a momentum too, here
+the decay of a running mean of gradients, which leaves the size of a step alone.
 """
 
 import dataclasses
@@ -11,18 +12,14 @@ from typing import Annotated
 
 import numpy as np
 import tyro
+from scipy.stats import ttest_rel
 
 from benchmarks.progress import Display
 from benchmarks.results import RunRecords
 from benchmarks.studies import optimizers, pictures
-from benchmarks.studies.arms import Arm, Images, Trainer, by_arm
-from benchmarks.studies.collapse import (
-  PARTS,
-  check_epochs,
-  curves,
-  go_on,
-  rest_trainer,
-)
+from benchmarks.studies.arms import Images, Trainer, by_arm
+from benchmarks.studies.going_on import PARTS, check_epochs, curves, go_on, rest_trainer
+from benchmarks.studies.runner import Arm
 from benchmarks.studies.study import Study
 
 ALRAO = "Alrao"
@@ -41,10 +38,10 @@ ARMS = {
     "units-at-mean", optimizers.UNITS_AT_MEAN_RATE, "units at mean"
   ),
   f"SGD at the mean rate {MEAN:.3f}": Arm("sgd-mean", optimizers.SGD, "sgd", MEAN),
-  f"Alrao, momentum by unit, 1 - β on [{LOW:g}, {HIGH:g}]": Arm(
+  f"Alrao, running mean of gradients, 1 - β by unit on [{LOW:g}, {HIGH:g}]": Arm(
     "unit-momentum", optimizers.with_unit_momentum(LOW, HIGH), "unit momentum"
   ),
-  "Alrao, momentum .9 for all units": Arm(
+  "Alrao, running mean of gradients, β .9 for all units": Arm(
     "momentum", optimizers.with_unit_momentum(0.1, 0.1), "momentum"
   ),
 }
@@ -72,10 +69,10 @@ class Ablation(Study):
     check_epochs(self.images)
     arms = {label: arm._replace(network=self.network) for label, arm in ARMS.items()}
     with Display() as display:
-      trainer = Trainer("ablation", self.images, self.out, display)
+      trainer = Trainer("ablation", self.images, self.out, display, used=self.used)
       found = by_arm(trainer.run(arms.values(), range(self.seeds)))
       runs = {label: found[arm.name] for label, arm in arms.items()}
-      rest = rest_trainer("ablation", self.images, self.out, display)
+      rest = rest_trainer("ablation", self.images, self.out, display, self.used)
       for keep in KEPT:
         label = f"Alrao, best {'head' if keep == 1 else f'{keep} heads'} after epoch 1"
         runs[label] = go_on(rest, arms[ALRAO], keep, runs[ALRAO])
@@ -85,7 +82,8 @@ class Ablation(Study):
 
 def _table(runs: dict[str, list[RunRecords]]) -> list[str]:
   lines = [
-    "After the last epoch. The difference is that of the held-out losses, by seed. "
+    "After the last epoch. The difference is that of the held-out losses, by seed, "
+    "with the 95 % interval of its mean, by Student's t. "
     "β is the decay of a unit's running mean of its gradients; heads have none. A run "
     "that failed has no loss, and neither has the mean of its arm.",
     "",
@@ -99,6 +97,9 @@ def _table(runs: dict[str, list[RunRecords]]) -> list[str]:
     accuracy = 100 * _last(found, "validation_accuracy")
     cells = [_cell(_last(found, "train_loss")), _cell(held_out), _cell(accuracy, 1)]
     cells.append("" if label == ALRAO else _cell(change, sign="+"))
+    if label != ALRAO and np.isfinite(change).all():
+      interval = ttest_rel(held_out, reference).confidence_interval()
+      cells[-1] += f" ({interval.low:+.3f} to {interval.high:+.3f})"
     lines.append(f"| {label} | " + " | ".join(cells) + " |")
   return lines
 
@@ -123,11 +124,13 @@ def _draw(runs: dict[str, list[RunRecords]], path: Path) -> None:
   figure, axes = pictures.subplots(2, 5.5, 4.5)
   for axis, (name, title) in zip(axes, PARTS.items(), strict=True):
     for i, (label, found) in enumerate(runs.items()):
+      style = {"color": "black", "linewidth": 2.5} if label == ALRAO else {}
       whole = [run for run in found if run.summary["ending"] != "failed"]
       if not whole:
         continue
+      if len(whole) < len(found):
+        label += f" ({len(whole)} of {len(found)})"
       losses = curves(whole, name).mean(axis=0)
-      style = {"color": "black", "linewidth": 2.5} if label == ALRAO else {}
       epochs = np.arange(1, len(losses) + 1)
       marker = "o-" if i % 2 else "s--"
       axis.plot(epochs, losses, marker, markersize=3, label=label, **style)

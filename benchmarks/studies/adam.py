@@ -15,7 +15,8 @@ from benchmarks.planning import OptionError
 from benchmarks.progress import Display
 from benchmarks.results import RunRecords
 from benchmarks.studies import optimizers, pictures
-from benchmarks.studies.arms import Arm, Images, Trainer
+from benchmarks.studies.arms import Images, Trainer
+from benchmarks.studies.runner import Arm
 from benchmarks.studies.study import Study
 
 INTERVALS = ((1e-5, 10.0), (1e-6, 1.0))
@@ -52,7 +53,7 @@ class Adam(Study):
     ]
     adam = [Arm(f"adam-{rate:g}", optimizers.ADAM, "adam", rate) for rate in RATES]
     with Display() as display:
-      trainer = Trainer("adam", self.images, self.out, display)
+      trainer = Trainer("adam", self.images, self.out, display, used=self.used)
       runs = trainer.run([*alrao, *adam], range(self.seeds))
       single = trainer.run(alrao[-1:], range(self.single_runs))
     _draw(runs, single, self.out / "adam.png")

@@ -13,12 +13,11 @@ from benchmarks.data import DataError, Split, Splits
 from benchmarks.images import ImageData, ImageProgram
 from benchmarks.models import build_model
 from benchmarks.models.layers import Classifier
-from benchmarks.planning import OptionError
+from benchmarks.planning import refuse
 from benchmarks.progress import Display
 from benchmarks.records import Record
 from benchmarks.results import RunRecords
-from benchmarks.studies.runner import Arm as Arm
-from benchmarks.studies.runner import Runner
+from benchmarks.studies.runner import Arm, Runner
 
 CHANCE = 0.1  # ten classes
 
@@ -28,7 +27,8 @@ class Images:
   """On which images a study trains, and for how long."""
 
   dataset: Literal["cifar10", "digits"] = "cifar10"
-  """Images to classify; digits needs no files, and has 1,437 training images."""
+  """Images to classify; digits needs no files, and has 1,500 to train on and
+  hold out."""
   num_train: int = 4_000
   """Number of training images."""
   num_held_out: int = 2_000
@@ -49,20 +49,22 @@ class Images:
     """
     for name in ("epochs", "batch_size"):
       if getattr(self, name) < 1:
-        rule = f"--{name.replace('_', '-')} must be at least 1"
-        raise OptionError(f"{rule}, got {getattr(self, name)}.")
+        refuse(name, "must be at least 1", getattr(self, name))
     if self.num_train < self.batch_size:
-      raise OptionError(
-        f"--num-train must be at least --batch-size ({self.batch_size}), got "
-        f"{self.num_train}."
-      )
+      rule = f"must be at least --batch-size ({self.batch_size})"
+      refuse("num_train", rule, self.num_train)
+
+  @property
+  def amount(self) -> str:
+    """Which images, how many, and how often, for the page of numbers."""
+    return (
+      f"{self.dataset}, {self.num_train:,} training and {self.num_held_out:,} held-out "
+      f"images, {self.epochs} epoch{'s' * (self.epochs > 1)}"
+    )
 
   def describe(self) -> str:
     """Returns what it is, for the page of numbers."""
-    return (
-      f"{self.dataset}, {self.num_train:,} training and {self.num_held_out:,} held-out "
-      f"images, {self.epochs} epochs, batches of {self.batch_size}"
-    )
+    return f"{self.amount}, batches of {self.batch_size}"
 
 
 def final_accuracy(run: RunRecords) -> float:
@@ -142,6 +144,7 @@ class Trainer(Runner):
     out: Path,
     display: Display,
     posteriors_per_epoch: int = 10,
+    used: list[Record] | None = None,
     *,
     halve: bool = False,
   ):
@@ -153,14 +156,15 @@ class Trainer(Runner):
       out: Folder for its records and checkpoints.
       display: Where progress is shown.
       posteriors_per_epoch: As in the engine's `Plan`.
+      used: As in `Runner`.
       halve: Whether every second of the held-out images stands in for a test image, to
-        score what the others have chosen.
+        score what the others have chosen. Otherwise all of them do.
 
     Raises:
       DataError: The data is missing or damaged.
       OptionError: Options out of range.
     """
-    super().__init__(study, images, out, display, posteriors_per_epoch)
+    super().__init__(study, images, out, display, posteriors_per_epoch, used)
     images.check()
     found = data.load(images.dataset, images.data_dir)
     try:
@@ -169,6 +173,8 @@ class Trainer(Runner):
       raise DataError(f"{images.dataset}: {error}") from error
     if halve:
       splits = Splits(splits.train, *_halves(splits.validation))
+    else:
+      splits = splits._replace(test=splits.validation)
     self._data, self._flip, self._halved = ImageData(splits), found.can_flip, halve
 
   def _describe(self, arm: Arm) -> tuple[Record, float]:

@@ -16,7 +16,8 @@ import alrao_jax
 from benchmarks.progress import Display
 from benchmarks.results import RunRecords
 from benchmarks.studies import optimizers, pictures
-from benchmarks.studies.arms import Arm, Images, Trainer
+from benchmarks.studies.arms import Images, Trainer
+from benchmarks.studies.runner import Arm
 from benchmarks.studies.study import Study
 
 
@@ -48,7 +49,9 @@ class Averaging(Study):
         arms.append(Arm(arm, optimizers.averaging(law), label))
     with Display() as display:
       every_step = self.images.num_train // self.images.batch_size - 1
-      trainer = Trainer("averaging", self.images, self.out, display, every_step)
+      trainer = Trainer(
+        "averaging", self.images, self.out, display, every_step, used=self.used
+      )
       runs = trainer.run(arms, range(self.seeds))
     by_arm = {
       arm.compiled: [run for run in runs if run.config["arm"] == arm.name]

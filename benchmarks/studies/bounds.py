@@ -1,7 +1,10 @@
 """Which upper bound for which base, momentum and batch size.
 
-The papers give one interval for SGD and one for Adam. Here the upper bound varies, the
-lower one stays so far below that it does not matter, and with it base and batch size.
+The papers give one interval for SGD and one for Adam. Here the upper bound varies, and
+with it base and batch size; the lower bound stays. So a higher bound does two things
+that this cannot tell apart: it gives some units larger rates, and the wider interval
+thins out those near any good rate. Batch sizes are compared at equal epochs, hence at
+unequal numbers of steps.
 """
 
 import dataclasses
@@ -12,11 +15,12 @@ from typing import Annotated
 import numpy as np
 import tyro
 
-from benchmarks.planning import OptionError
+from benchmarks.planning import refuse
 from benchmarks.progress import Display
 from benchmarks.results import RunRecords
 from benchmarks.studies import optimizers, pictures
-from benchmarks.studies.arms import Arm, Images, Trainer, final_accuracy
+from benchmarks.studies.arms import Images, Trainer, final_accuracy
+from benchmarks.studies.runner import Arm
 from benchmarks.studies.study import Study
 
 LOWER = 1e-5
@@ -45,33 +49,36 @@ class Bounds(Study):
   def trained_on(self) -> str:
     """What the runs train on."""
     sizes = ", ".join(map(str, self.batch_sizes))
-    return self.images.describe().rpartition(",")[0] + f", batches of {sizes}"
+    return f"{self.images.amount}, batches of {sizes}"
 
   def measure(self) -> list[str]:
     """Trains what is missing; writes the picture; returns its numbers.
 
     Raises:
-      OptionError: No batch size, or upper bounds below the lower one.
+      OptionError: No batch size, or --batch-size; upper bounds below the lower one.
     """
-    if not self.batch_sizes or not self.uppers or min(self.uppers) <= LOWER:
-      raise OptionError(
-        f"--batch-sizes and --uppers must be given, the latter above {LOWER:g}."
-      )
+    if self.images.batch_size != Images.batch_size:
+      rule = "must be left out, for --batch-sizes"
+      refuse("batch_size", rule, self.images.batch_size)
+    if not self.batch_sizes:
+      refuse("batch_sizes", "must have at least one", self.batch_sizes)
+    if not self.uppers or min(self.uppers) <= LOWER:
+      refuse("uppers", f"must have at least one, all above {LOWER:g}", self.uppers)
     found: dict[tuple[str, int, float], list[RunRecords]] = {}
     with Display() as display:
       for size in self.batch_sizes:
         images = dataclasses.replace(self.images, batch_size=size)
-        trainer = Trainer("bounds", images, self.out, display)
+        trainer = Trainer("bounds", images, self.out, display, used=self.used)
         for base, optimizer in BASES.items():
           for upper in self.uppers:
             name = f"{base.replace(' .', '-')}-b{size}-{upper:g}"
             arm = Arm(name, optimizer, base, (LOWER, upper))
             found[base, size, upper] = trainer.run([arm], range(self.seeds))
-    means = {
+    accuracies = {
       base: np.array(
         [
           [
-            np.mean([final_accuracy(run) for run in found[base, size, upper]])
+            [final_accuracy(run) for run in found[base, size, upper]]
             for upper in self.uppers
           ]
           for size in self.batch_sizes
@@ -79,17 +86,29 @@ class Bounds(Study):
       )
       for base in BASES
     }
-    _draw(means, self.batch_sizes, self.uppers, self.out / "bounds.png")
-    return table(means, self.batch_sizes, self.uppers)
+    _draw(accuracies, self.batch_sizes, self.uppers, self.out / "bounds.png")
+    steps = ", ".join(
+      f"{self.images.num_train // size * self.images.epochs:,} (batches of {size})"
+      for size in self.batch_sizes
+    )
+    return [
+      f"At equal epochs, hence steps: {steps}. A higher bound also widens the "
+      "interval, so fewer units have a rate near any good one: the two are not told "
+      "apart.",
+      "",
+      *table(accuracies, self.batch_sizes, self.uppers),
+    ]
 
 
 def table(
-  means: dict[str, np.ndarray], batch_sizes: Sequence[int], uppers: Sequence[float]
+  accuracies: dict[str, np.ndarray],
+  batch_sizes: Sequence[int],
+  uppers: Sequence[float],
 ) -> list[str]:
-  """Returns the accuracies as Markdown, the best of a row in bold.
+  """Returns the accuracies as Markdown, the best mean of a row in bold.
 
   Args:
-    means: By base, mean accuracy (batch sizes, upper bounds).
+    accuracies: By base, (batch sizes, upper bounds, seeds).
     batch_sizes: The batch sizes.
     uppers: The upper bounds.
   """
@@ -99,21 +118,22 @@ def table(
     "| base | batch | " + " | ".join(f"{upper:g}" for upper in uppers) + " |",
     "| --- | --- |" + " --- |" * len(uppers),
   ]
-  for base, grid in means.items():
-    for size, row in zip(batch_sizes, grid, strict=True):
-      cells = [f"{100 * value:.1f}" for value in row]
-      best = int(np.argmax(row))
+  for base, grid in accuracies.items():
+    for size, row in zip(batch_sizes, 100 * grid, strict=True):
+      cells = [f"{found.mean():.1f} ± {found.std(ddof=1):.1f}" for found in row]
+      best = int(np.argmax(row.mean(axis=1)))
       cells[best] = f"**{cells[best]}**"
       lines.append(f"| {base} | {size} | " + " | ".join(cells) + " |")
   return lines
 
 
 def _draw(
-  means: dict[str, np.ndarray],
+  accuracies: dict[str, np.ndarray],
   batch_sizes: Sequence[int],
   uppers: Sequence[float],
   path: Path,
 ) -> None:
+  means = {base: grid.mean(axis=2) for base, grid in accuracies.items()}
   figure, axes = pictures.subplots(len(means), width=4.0)
   top = max(grid.max() for grid in means.values())
   for axis, (base, grid) in zip(axes, means.items(), strict=True):

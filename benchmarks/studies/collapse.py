@@ -1,8 +1,6 @@
 """Training goes on with the best head alone after the first epoch, or with all."""
 
 import dataclasses
-import functools
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -10,15 +8,13 @@ import numpy as np
 import tyro
 from scipy.stats import ttest_rel
 
-from benchmarks.planning import OptionError
 from benchmarks.progress import Display
 from benchmarks.results import RunRecords
 from benchmarks.studies import optimizers, pictures
-from benchmarks.studies.arms import Arm, Images, Trainer
-from benchmarks.studies.programs import Collapsed
+from benchmarks.studies.arms import Images, Trainer
+from benchmarks.studies.going_on import PARTS, check_epochs, curves, go_on, rest_trainer
+from benchmarks.studies.runner import Arm
 from benchmarks.studies.study import Study
-
-PARTS = {"train_loss": "train", "validation_loss": "held-out"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,74 +38,12 @@ class Collapse(Study):
     check_epochs(self.images)
     arm = Arm("alrao", optimizers.ALRAO, "alrao", network=self.network)
     with Display() as display:
-      trainer = Trainer("collapse", self.images, self.out, display)
+      trainer = Trainer("collapse", self.images, self.out, display, used=self.used)
       plain = trainer.run([arm], range(self.seeds))
-      rest = rest_trainer("collapse", self.images, self.out, display)
+      rest = rest_trainer("collapse", self.images, self.out, display, self.used)
       collapsed = go_on(rest, arm, 1, plain)
     _draw(plain, collapsed, self.out / "collapse.png")
     return _table(plain, collapsed)
-
-
-def check_epochs(images: Images) -> None:
-  """Checks that training goes on after the first epoch.
-
-  Args:
-    images: What to train on.
-
-  Raises:
-    OptionError: It does not.
-  """
-  if images.epochs < 2:
-    raise OptionError(f"--epochs must be at least 2, got {images.epochs}.")
-
-
-def rest_trainer(study: str, images: Images, out: Path, display: Display) -> Trainer:
-  """Returns what trains the epochs after the first one.
-
-  Args:
-    study: Name of the study.
-    images: What to train on.
-    out: Folder of the records.
-    display: Where progress is shown.
-  """
-  rest = dataclasses.replace(images, epochs=images.epochs - 1)
-  return Trainer(study, rest, out, display)
-
-
-def go_on(
-  rest: Trainer, arm: Arm, keep: int, plain: Sequence[RunRecords]
-) -> list[RunRecords]:
-  """Trains an arm with fewer heads after its first epoch.
-
-  Args:
-    rest: What `rest_trainer` returned.
-    arm: The arm, of Alrao.
-    keep: How many heads to keep.
-    plain: The arm's runs with all heads, with which these share the first epoch.
-
-  Returns:
-    The runs of all epochs, in the order of `plain`.
-  """
-  fewer = arm._replace(
-    name=f"{arm.name}-keep{keep}",
-    compiled=f"{arm.compiled}-keep{keep}",
-    program=functools.partial(Collapsed, keep=keep),
-  )
-  runs = rest.run([fewer], [run.config["seed"] for run in plain])
-  return [
-    RunRecords(run.summary, [before.epochs[0], *run.epochs])
-    for run, before in zip(runs, plain, strict=True)
-  ]
-
-
-def curves(runs: Sequence[RunRecords], name: str) -> np.ndarray:
-  """Returns what runs have recorded by epoch, (runs, epochs); nan where not finite.
-
-  Args:
-    runs: The runs, of equal length.
-    name: What to return, as the records call it.
-  """
-  return np.array([[record[name] for record in run.epochs] for run in runs], float)
 
 
 def _table(plain: list[RunRecords], collapsed: list[RunRecords]) -> list[str]:

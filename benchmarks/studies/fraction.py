@@ -14,7 +14,8 @@ import tyro
 from benchmarks.progress import Display
 from benchmarks.results import RunRecords
 from benchmarks.studies import optimizers, pictures
-from benchmarks.studies.arms import Arm, Images, Trainer, final_accuracy
+from benchmarks.studies.arms import Images, Trainer, final_accuracy
+from benchmarks.studies.runner import Arm
 from benchmarks.studies.study import Study
 
 FRACTIONS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
@@ -55,7 +56,7 @@ class Fraction(Study):
       for p in self.fractions
     ]
     with Display() as display:
-      trainer = Trainer("fraction", self.images, self.out, display)
+      trainer = Trainer("fraction", self.images, self.out, display, used=self.used)
       runs = trainer.run(arms, range(self.seeds))
     _draw(runs, self.widths, self.fractions, self.out / "fraction.png")
     return _table(runs, self.widths, self.fractions)

@@ -79,7 +79,9 @@ class Granularity(Study):
       for high in self.max_learning_rates
     ]
     with Display() as display:
-      trainer = TextTrainer("granularity", self.texts, self.out, display)
+      trainer = TextTrainer(
+        "granularity", self.texts, self.out, display, used=self.used
+      )
       runs = by_arm(trainer.run(arms, range(self.seeds)))
     losses = {
       (arm.compiled, arm.rate, part): _last_bits(runs[arm.name], part)

@@ -6,28 +6,24 @@ rate of plain SGD reaches above it in as many steps.
 """
 
 import dataclasses
+import datetime
 import json
 import math
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
+from scipy.stats import quantile_test
 
 import alrao_jax
-from benchmarks.competitors import Competitor
-from benchmarks.data import Split, Splits
-from benchmarks.images import ImageData, ImageProgram
-from benchmarks.models import build_model
 from benchmarks.optimizers import SGD_RATES
-from benchmarks.overhead_cases import Case, Contender
-from benchmarks.planning import OptionError
+from benchmarks.planning import OptionError, refuse
 from benchmarks.progress import Display
-from benchmarks.records import write_text
+from benchmarks.records import environment, write_text
 from benchmarks.results import RunRecords
 from benchmarks.studies import optimizers, pictures
 from benchmarks.studies.arms import (
-  Arm,
   Images,
   Trainer,
   final_accuracy,
@@ -35,13 +31,13 @@ from benchmarks.studies.arms import (
   threshold,
 )
 from benchmarks.studies.programs import Watched
+from benchmarks.studies.runner import Arm
 from benchmarks.studies.study import Study
+from benchmarks.studies.timing import STEPS_A_TURN, time_steps
 
 NETWORK: dict[str, Any] = {"network": "small_cnn", "norm": "none"}
 MIN_RATE = 1e-5
-# Of the runs whose steps are timed: a head that diverged would cost a step more.
-CALM = (1e-5, 1e-3)
-STEPS_A_TURN = 10
+MIN_ROUNDS = 6  # fewer have no 95 % interval of their median
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +58,8 @@ class Guard(Study):
   width: float = 0.5
   """Factor on the network's 16, 32 and 64 channels."""
   rounds: int = 100
-  """Number of turns of ten steps in which steps with and without it are timed."""
+  """Number of turns of ten steps in which steps with and without it are timed; at
+  least 6."""
   out: Path = Path("out/studies/guard")
   """Folder for records, numbers and picture."""
 
@@ -77,10 +74,12 @@ class Guard(Study):
     Raises:
       OptionError: No runs, or settings that make no guard.
     """
-    if self.runs < 1 or self.rounds < 1:
-      raise OptionError("--runs and --rounds must be at least 1.")
+    if self.runs < 1:
+      refuse("runs", "must be at least 1", self.runs)
+    if self.rounds < MIN_ROUNDS:
+      refuse("rounds", f"must be at least {MIN_ROUNDS}", self.rounds)
     if not all(MIN_RATE < high < math.inf for high in self.intervals):
-      raise OptionError(f"--intervals must be above {MIN_RATE:g}.")
+      refuse("intervals", f"must be finite, above {MIN_RATE:g}", self.intervals)
     try:
       guard = alrao_jax.guard(self.limit, self.slowdown)
     except ValueError as error:
@@ -89,7 +88,7 @@ class Guard(Study):
     sgd: dict[float, list[float]] = {}
     runs: dict[tuple[float, bool], list[RunRecords]] = {}
     with Display() as display:
-      trainer = Trainer("guard", self.images, self.out, display)
+      trainer = Trainer("guard", self.images, self.out, display, used=self.used)
       for rate in SGD_RATES:
         arm = Arm(f"sgd-{rate:g}", optimizers.SGD, "sgd", rate, **size)
         found = trainer.run([arm], range(self.seeds))
@@ -114,77 +113,32 @@ class Guard(Study):
   def _cost(self, guard: alrao_jax.Guard) -> str:
     """Times steps with the guard and without, if that was not done before."""
     path = self.out / "cost.json"
-    wanted = [*guard, self.rounds]
+    wanted = {**guard._asdict(), "rounds": self.rounds, "steps": STEPS_A_TURN}
     found = json.loads(path.read_text()) if path.exists() else {}
     if found.get("settings") != wanted:
-      seconds = time_steps((None, guard), self.rounds)
-      found = {"settings": wanted, "seconds": seconds.tolist()}
+      # Twice without: how far two equal programs come out apart.
+      seconds = time_steps((None, None, guard), self.rounds)
+      found = {
+        "settings": wanted,
+        "seconds": seconds.tolist(),
+        "date": datetime.date.today().isoformat(),
+        "environment": environment(),
+      }
       write_text(path, json.dumps(found) + "\n")
-    plain, guarded = np.array(found["seconds"]).T
-    low, middle, high = np.percentile(guarded / plain, [25, 50, 75])
+    self.used.append(found)
+    plain, again, guarded = np.array(found["seconds"]).T
     return (
-      "Time of a step with the guard over that without, in turns, small CNN of width 1 "
-      f"without normalisation, batch 32: median {middle:.3f}, quartiles {low:.3f} to "
-      f"{high:.3f} ({1e3 * np.median(plain):.2f} ms without)."
+      "Time of a step over that of one without the guard, in turns, small CNN of width "
+      f"1 without normalisation, batch 32 ({1e3 * np.median(plain):.2f} ms); median, "
+      "with the 95 % interval that its order statistics give: with the guard "
+      f"{_median(guarded / plain)}; a second program without, for control, "
+      f"{_median(again / plain)}."
     )
 
 
-class _Network(NamedTuple):
-  """The network whose steps are timed, for `benchmarks.competitors`.
-
-  Attributes:
-    guard: What guards it, if anything.
-  """
-
-  guard: alrao_jax.Guard | None
-
-  @property
-  def title(self) -> str:
-    """What it is."""
-    return "small_cnn without normalisation"
-
-  def program(self, contender: Contender) -> ImageProgram:
-    """Returns its program, on one batch of noise.
-
-    Args:
-      contender: Alrao, with a number of heads.
-    """
-    generator = np.random.default_rng(0)
-    noise = Split(
-      generator.integers(0, 256, (32, 32, 32, 3), dtype=np.uint8),
-      generator.integers(0, 10, 32).astype(np.int32),
-    )
-    return ImageProgram(
-      build_model("small_cnn", num_heads=contender.num_heads, norm="none"),
-      optimizers.guarded(self.guard)._replace(
-        make=lambda setting: alrao_jax.alrao(setting.key, None, *CALM, guard=self.guard)
-      ),
-      ImageData(Splits(noise, noise, noise)),
-      batch_size=32,
-      max_epochs=1,
-      flip=False,
-      augmented=False,
-    )
-
-
-def time_steps(guards: tuple[alrao_jax.Guard | None, ...], rounds: int) -> np.ndarray:
-  """Times steps of the same network with several guards, in turns.
-
-  Args:
-    guards: The guards; None for none.
-    rounds: Number of turns that each has.
-
-  Returns:
-    Seconds a step, (rounds, number of guards).
-  """
-  contender = Contender("Alrao", "alrao", 10)
-  competitors = [Competitor(Case(_Network(guard), ()), contender) for guard in guards]
-  generator = np.random.default_rng(0)
-  seconds = np.zeros((rounds, len(guards)))
-  for turn in range(rounds):
-    for i in generator.permutation(len(guards)):
-      seconds[turn, i] = competitors[i].run(STEPS_A_TURN) / STEPS_A_TURN
-  return seconds
+def _median(values: np.ndarray) -> str:
+  found = quantile_test(values, p=0.5).confidence_interval()
+  return f"{np.median(values):.3f} ({found.low:.3f} to {found.high:.3f})"
 
 
 def _is_finite(run: RunRecords) -> bool:

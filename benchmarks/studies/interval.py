@@ -18,13 +18,13 @@ from benchmarks.progress import Display
 from benchmarks.results import RunRecords
 from benchmarks.studies import optimizers, pictures
 from benchmarks.studies.arms import (
-  Arm,
   Images,
   Trainer,
   final_accuracy,
   final_losses,
   threshold,
 )
+from benchmarks.studies.runner import Arm
 from benchmarks.studies.study import Study
 
 DECADES = tuple(range(-9, 8, 2))
@@ -51,7 +51,7 @@ class Interval(Study):
     """Trains what is missing; writes the picture; returns its numbers."""
     seeds = range(self.seeds)
     with Display() as display:
-      trainer = Trainer("interval", self.images, self.out, display)
+      trainer = Trainer("interval", self.images, self.out, display, used=self.used)
       grid = trainer.run(self._grid(), seeds)
       wide = trainer.run(self._widths(), seeds)
     losses = {
@@ -137,7 +137,7 @@ def _claim(runs: dict[tuple[float, float], list[RunRecords]]) -> list[str]:
 
 
 def _width_table(runs: list[RunRecords]) -> list[str]:
-  """Test accuracy by width."""
+  """Held-out accuracy by width."""
   arms: dict[tuple, list[float]] = {}
   for run in runs:
     rate, width = run.config["rate"], run.config["width"] / BASE_WIDTH

@@ -108,7 +108,7 @@ class UnitMomentumState(NamedTuple):
 def unit_momentum(
   key: jax.Array, low: float = 1e-3, high: float = 1.0
 ) -> optax.GradientTransformation:
-  r"""Momentum in which every unit draws its own decay.
+  r"""Running means of the gradients in which every unit draws its own decay.
 
   .. math:: m_t = m_{t - 1} + (1 - \beta) (g_t - m_{t - 1})
 
@@ -120,6 +120,18 @@ def unit_momentum(
     key: JAX random key, another one than that of the rates.
     low: Positive; least share, of the longest memory.
     high: At most 1, which is no memory.
+
+  Returns:
+    A transformation of gradients into their running means, of the same sign: what
+    follows it, such as Alrao's rates, makes a descent of them.
+
+  Example:
+    >>> import jax, jax.numpy as jnp
+    >>> params = {"kernel": jnp.ones((2, 3))}
+    >>> momentum = unit_momentum(jax.random.key(0), 0.25, 0.25)
+    >>> updates, _ = momentum.update(params, momentum.init(params), params)
+    >>> print(updates["kernel"][0])
+    [0.25 0.25 0.25]
   """
   shares = alrao_jax.scale_by_unit_rates(
     key,

@@ -16,7 +16,8 @@ from benchmarks.planning import OptionError
 from benchmarks.progress import Display
 from benchmarks.results import RunRecords
 from benchmarks.studies import optimizers, pictures
-from benchmarks.studies.arms import Arm, Images, Trainer
+from benchmarks.studies.arms import Images, Trainer
+from benchmarks.studies.runner import Arm
 from benchmarks.studies.study import Study
 
 CERTAIN = 0.99
@@ -47,7 +48,12 @@ class Posterior(Study):
     arm = Arm("alrao", optimizers.ALRAO, "alrao", network=self.network)
     with Display() as display:
       trainer = Trainer(
-        "posterior", self.images, self.out, display, steps_per_epoch - 1
+        "posterior",
+        self.images,
+        self.out,
+        display,
+        steps_per_epoch - 1,
+        used=self.used,
       )
       runs = trainer.run([arm], range(self.seeds))
     weights = np.array([_weights(run) for run in runs])

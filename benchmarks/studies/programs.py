@@ -1,5 +1,6 @@
 """Training that differs from that of `benchmarks.images` in what it keeps or tells."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -77,22 +78,49 @@ class Draws(ImageProgram):
   ) -> list[float]:
     """Trains from all seeds; returns the last accuracies on the validation images.
 
+    A run is at nan where `benchmarks.engine` ends it as failed.
+
     Args:
       seeds: The seeds.
       epochs: Number of epochs.
       on_epoch: Called after each epoch with its number and the mean train loss.
     """
+    snapshots, failed = self.train(seeds, epochs, on_epoch)
+    accuracies = []
+    for snapshot, lost in zip(snapshots, failed, strict=True):
+      found = self.evaluate(snapshot, "validation")
+      if not self.survives_divergence:
+        lost = lost or not math.isfinite(found["loss"])
+      accuracies.append(math.nan if lost else found["accuracy"])
+    return accuracies
+
+  def train(
+    self, seeds: Sequence[int], epochs: int, on_epoch: Callable[[int, float], None]
+  ) -> tuple[list[Snapshot], list[bool]]:
+    """Trains from all seeds.
+
+    Args:
+      seeds: The seeds.
+      epochs: Number of epochs.
+      on_epoch: As of `accuracies`.
+
+    Returns:
+      What predictions need, by seed; and whether a train loss was not finite, which
+      `survives_divergence` excuses.
+    """
     state = jax.device_put(_stack([self.init(seed, None) for seed in seeds], axis=0))
+    finite = np.ones(len(seeds), bool)
     for epoch in range(1, epochs + 1):
       batches = _stack([self.batches(seed, epoch) for seed in seeds], axis=1)
       state, outputs = self._side_by_side(state, self.data, batches)
-      on_epoch(epoch, float(outputs["loss"].mean()))
-    states, found = jax.device_get(state), []
+      losses = np.asarray(outputs["loss"])  # (steps, seeds)
+      finite &= np.isfinite(losses).all(axis=0)
+      on_epoch(epoch, float(losses.mean()))
+    states, snapshots = jax.device_get(state), []
     for i, seed in enumerate(seeds):
       one = jax.tree.map(lambda leaf, i=i: jnp.asarray(leaf[i]), states)
-      snapshot = self.snapshot(one, seed, epochs)
-      found.append(self.evaluate(snapshot, "validation")["accuracy"])
-    return found
+      snapshots.append(self.snapshot(one, seed, epochs))
+    return snapshots, [not (ok or self.survives_divergence) for ok in finite.tolist()]
 
 
 class WatchedSnapshot(NamedTuple):

@@ -14,16 +14,18 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.optimizers import OPTIMIZERS, SGD_RATES
-from benchmarks.planning import OptionError
+from benchmarks.planning import refuse
 from benchmarks.progress import Display
 from benchmarks.results import RunRecords
 from benchmarks.studies import optimizers, pictures
 from benchmarks.studies.architectures import CIFAR10, DIGITS, Layers
-from benchmarks.studies.arms import CHANCE, Arm, Images, Trainer
+from benchmarks.studies.arms import CHANCE, Images, Trainer
+from benchmarks.studies.runner import Arm
 from benchmarks.studies.shortlist import (
   SHORTLIST,
   Scores,
   Truth,
+  correlations,
   regret,
   tune_by_others,
   with_interval,
@@ -74,16 +76,16 @@ class Ranking(Study):
       if count:
         tasks[name] = (images, known[:count])
       if count and not SHORTLIST < count <= len(known):
-        raise OptionError(
-          f"--num-{name} must be 0, or from {SHORTLIST + 1} to {len(known)}, got "
-          f"{count}."
-        )
+        rule = f"must be 0, or from {SHORTLIST + 1} to {len(known)}"
+        refuse(f"num_{name}", rule, count)
     if not tasks:
-      raise OptionError("--num-digits and --num-cifar10 must not both be 0.")
+      refuse("num_digits", "or --num-cifar10 must be more than 0", "0 for both")
     scores, lines = {}, [*_EXPLANATION]
     with Display() as display:
       for name, (images, networks) in tasks.items():
-        trainer = Trainer("ranking", images, self.out, display, 1, halve=True)
+        trainer = Trainer(
+          "ranking", images, self.out, display, 1, halve=True, used=self.used
+        )
         scores[name] = _train(trainer, networks, range(self.seeds))
         lines += ["", *_table(f"{len(networks)} networks on {name}", scores[name])]
     _draw(scores, self.out / "ranking.png")
@@ -116,22 +118,26 @@ def _train(
 def _scores(run: RunRecords) -> list[float]:
   """The fields of `Scores`, of one run."""
   summary = run.summary
-  images = summary["epochs"] * run.config["num_train"]
-  seconds = images / summary["examples_per_second"]
-  if summary["best_epoch"] is None:
-    return [np.inf, CHANCE, np.inf, CHANCE, seconds]
+  # A failed run may have had a good epoch before, which nobody gets by training again.
+  if summary["ending"] == "failed" or summary["best_epoch"] is None:
+    return [np.inf, CHANCE, np.inf, CHANCE]
   names = ("validation_loss", "validation_accuracy", "test_loss", "test_accuracy")
-  return [*(summary[name] for name in names), seconds]
+  return [summary[name] for name in names]
 
 
 _EXPLANATION = (
   "Tuned SGD: the best of 7 rates by the loss on the images that choose, of the seeds "
   "other than the one that puts in order; its score is on the images that score. "
   "Spearman's correlation with it, mean over the seeds, with its 95 % bootstrap "
-  "interval over the networks; the last row is a run of SGD at the rate so chosen, as "
-  "far as any one run can get. Regret: accuracy lost, in points, by tuning only the "
-  f"first {SHORTLIST} (by accuracy) and not all. Compute: training of one run each and "
-  "of the shortlist at 7 rates, over that of all networks at 7 rates.",
+  "interval over the networks. The difference to Alrao's is taken on the same "
+  "resampled networks. The last row is a run of SGD at that rate, for comparison. A "
+  "run that failed is last by loss, and at chance by accuracy.",
+  "",
+  f"Regret: accuracy lost, in points, by tuning only the first {SHORTLIST} (by "
+  "accuracy) and not all; ± is the standard deviation over the seeds, whose truths "
+  "overlap, since each is that of the other seeds, so not that of independent "
+  "repetitions. Runs: trainings of each network once and of the shortlist at 7 rates, "
+  "of those of all networks at 7 rates; by one seed.",
 )
 
 
@@ -139,35 +145,43 @@ def _table(title: str, scores: dict[str, Scores]) -> list[str]:
   lines = [
     f"## {title}",
     "",
-    "| in order by one run of | correlation, by accuracy | by loss | regret | compute, "
-    "runs | time |",
-    "| --- | --- | --- | --- | --- | --- |",
+    "| in order by one run of | correlation, by accuracy | less Alrao's | by loss | "
+    "less Alrao's | regret | runs |",
+    "| --- | --- | --- | --- | --- | --- | --- |",
   ]
   sgd = scores["SGD"]
   num_networks, num_rates, _ = sgd.loss.shape
   truths = tune_by_others(sgd)
+  alrao: dict[str, np.ndarray] = {}
   for label, found in _one_run_each(scores, truths).items():
     cells = []
     for name in ("accuracy", "loss"):
       predicted = getattr(found, name).T
-      pairs = [(p, getattr(t, name)) for p, t in zip(predicted, truths, strict=True)]
-      mean, low, high = with_interval(pairs)
-      cells.append(f"{mean:.2f} ({low:.2f} to {high:.2f})")
+      values = correlations(
+        [(p, getattr(t, name)) for p, t in zip(predicted, truths, strict=True)]
+      )
+      cells.append(_cell(values))
+      cells.append(_cell(values - alrao[name], "+") if name in alrao else "")
+      alrao.setdefault(name, values)
     lost = [100 * regret(p, t) for p, t in zip(found.accuracy.T, truths, strict=True)]
     cells.append(f"{np.mean(lost):.2f} ± {np.std(lost, ddof=1):.2f}")
-    if label == TUNED:
-      cells += ["", ""]
-    else:
-      reused = label == ONE_RATE  # one of the seven
-      runs = num_networks + SHORTLIST * (num_rates - reused)
-      cells.append(f"{100 * runs / (num_networks * num_rates):.0f} %")
-      cells.append(f"{100 * _time(found, sgd, reused):.0f} %")
+    reused = label == ONE_RATE  # one of the seven
+    runs = num_networks + SHORTLIST * (num_rates - reused)
+    cells.append("" if label == TUNED else f"{runs} of {num_networks * num_rates}")
     lines.append(f"| {label} | " + " | ".join(cells) + " |")
   return lines
 
 
+def _cell(values: np.ndarray, sign: str = "") -> str:
+  mean, low, high = with_interval(values)
+  return f"{mean:{sign}.2f} ({low:{sign}.2f} to {high:{sign}.2f})"
+
+
 def _one_run_each(scores: dict[str, Scores], truths: list[Truth]) -> dict[str, Scores]:
-  """Arrays (networks, seeds); last the run of the rate that other seeds have chosen."""
+  """Arrays (networks, seeds), Alrao's first.
+
+  The last are those of the rates that other seeds have chosen.
+  """
   sgd = scores["SGD"]
   rates = np.array([truth.rate for truth in truths]).T
   tuned = [np.take_along_axis(x, rates[:, None], axis=1)[:, 0] for x in sgd]
@@ -177,18 +191,6 @@ def _one_run_each(scores: dict[str, Scores], truths: list[Truth]) -> dict[str, S
     ONE_RATE: Scores(*(x[:, FIXED] for x in sgd)),
     TUNED: Scores(*tuned),
   }
-
-
-def _time(found: Scores, sgd: Scores, reused: bool) -> float:
-  """Time of a run each and of tuning the shortlist, over that of tuning all."""
-  whole = sgd.seconds.sum(axis=1)  # (networks, seeds)
-  ratios = []
-  for seed in range(whole.shape[1]):
-    shortlist = np.argsort(-found.accuracy[:, seed], kind="stable")[:SHORTLIST]
-    spent = found.seconds[:, seed].sum() + whole[shortlist, seed].sum()
-    spent -= reused * found.seconds[shortlist, seed].sum()
-    ratios.append(spent / whole[:, seed].sum())
-  return float(np.mean(ratios))
 
 
 def _draw(scores: dict[str, dict[str, Scores]], path: Path) -> None:

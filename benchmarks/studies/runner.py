@@ -57,6 +57,7 @@ class Runner:
     out: Path,
     display: Display,
     posteriors_per_epoch: int = 10,
+    used: list[Record] | None = None,
   ):
     """Keeps its arguments.
 
@@ -66,9 +67,11 @@ class Runner:
       out: Folder for its records and checkpoints.
       display: Where progress is shown.
       posteriors_per_epoch: As in the engine's `Plan`.
+      used: The summaries of the runs that `run` returns are added to it.
     """
     self._study, self._options, self._out = study, options, out
     self._posteriors, self._display = posteriors_per_epoch, display
+    self._used = [] if used is None else used
     self._program: tuple[Any, engine.Program] | None = None
 
   def run(self, arms: Iterable[Arm], seeds: Sequence[int]) -> list[RunRecords]:
@@ -89,6 +92,7 @@ class Runner:
           engine.train(self.program(arm), plan, self._display)
         *epochs, summary = read(plan.path)
         runs.append(RunRecords(summary, epochs))
+        self._used.append(summary)
     return runs
 
   def plan(self, arm: Arm, seed: int) -> engine.Plan:
@@ -127,7 +131,8 @@ class Runner:
     Args:
       arm: The arm.
     """
-    wanted = (arm.compiled, arm.network, arm.width, arm.norm, arm.num_heads)
+    names = ("compiled", "network", "width", "norm", "num_heads", "body", "program")
+    wanted = tuple(getattr(arm, name) for name in names)
     if self._program is None or self._program[0] != wanted:
       self._program = (wanted, self._make_program(arm))
     return self._program[1]

@@ -17,12 +17,12 @@ import tyro
 
 from benchmarks import records
 from benchmarks.optimizers import OPTIMIZERS, SGD_RATES
-from benchmarks.planning import OptionError
+from benchmarks.planning import refuse
 from benchmarks.progress import Display
 from benchmarks.results import RunRecords
 from benchmarks.studies import optimizers, pictures
 from benchmarks.studies.arms import (
-  Arm,
+  CHANCE,
   Images,
   Trainer,
   final_accuracy,
@@ -30,6 +30,7 @@ from benchmarks.studies.arms import (
   threshold,
 )
 from benchmarks.studies.programs import Draws
+from benchmarks.studies.runner import Arm
 from benchmarks.studies.study import Study
 
 METHODS = {"Alrao": ("alrao", optimizers.ALRAO), "Adam": ("adam", OPTIMIZERS["adam"])}
@@ -66,14 +67,13 @@ class Seeds(Study):
     Raises:
       OptionError: Draws that make no whole blocks, or no draws.
     """
-    if min(self.mlp_draws, self.block, self.cnn_draws) < 1:
-      raise OptionError("--mlp-draws, --block and --cnn-draws must be at least 1.")
+    for name in ("mlp_draws", "block", "cnn_draws"):
+      if getattr(self, name) < 1:
+        refuse(name, "must be at least 1", getattr(self, name))
     if self.mlp_draws % self.block:
-      raise OptionError(
-        f"--block must divide --mlp-draws ({self.mlp_draws}), got {self.block}."
-      )
+      refuse("block", f"must divide --mlp-draws ({self.mlp_draws})", self.block)
     with Display() as display:
-      trainer = Trainer("seeds", self.images, self.out, display, 1)
+      trainer = Trainer("seeds", self.images, self.out, display, 1, used=self.used)
       found = {
         f"MLP, width {self.mlp_width:g}": self._mlp(trainer, display),
         f"CNN, width {self.cnn_width:g}": self._cnn(trainer),
@@ -101,8 +101,7 @@ class Seeds(Study):
   ) -> list[float]:
     """The accuracies of a block of draws, trained if that was not done before."""
     plan = trainer.plan(arm, block)
-    summary = records.read_summary(plan.path)
-    if summary is None:
+    if records.read_summary(plan.path) is None:
 
       def say(epoch: int, loss: float) -> None:
         display.say(f"{plan.name}  epoch {epoch}  mean train loss {loss:.4f}")
@@ -120,7 +119,9 @@ class Seeds(Study):
         "environment": records.environment(),
       }
       records.write(plan.path, [summary])
-    return summary["accuracies"]
+    (summary,) = records.read(plan.path)
+    self.used.append(summary)
+    return [CHANCE if found is None else found for found in summary["accuracies"]]
 
   def _cnn(self, trainer: Trainer) -> "_Found":
     size = {"network": "small_cnn", "width": self.cnn_width}

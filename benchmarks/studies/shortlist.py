@@ -18,14 +18,12 @@ class Scores(NamedTuple):
     accuracy: On the same images, at the same epoch; chance if it failed.
     scored_loss: Like `loss`, at the same epoch, on the images that score.
     scored_accuracy: Like `accuracy`, likewise.
-    seconds: What training took, compilation left out.
   """
 
   loss: np.ndarray
   accuracy: np.ndarray
   scored_loss: np.ndarray
   scored_accuracy: np.ndarray
-  seconds: np.ndarray
 
 
 class Truth(NamedTuple):
@@ -70,24 +68,36 @@ def correlation(one: np.ndarray, other: np.ndarray) -> float:
   return 0.0 if (np.ptp(ranks, axis=1) == 0).any() else np.corrcoef(ranks)[0, 1]
 
 
-def with_interval(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[float]:
-  """Returns the mean correlation of pairs of scores, and the bounds of its interval.
+def correlations(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+  """Returns the mean correlation of pairs of scores, also when networks are resampled.
+
+  Which networks a sample has depends on their number alone. So what two methods have
+  there is paired, and their difference is one of the same networks.
 
   Args:
     pairs: Scores and true scores of the same networks, (networks,) each; a pair a seed.
 
   Returns:
-    The mean, and the 2.5th and 97.5th percentiles when networks are drawn anew with
-    replacement.
+    (1 + NUM_RESAMPLES,): of all networks; then of as many, drawn with replacement.
   """
   stacked = np.array(pairs)  # (seeds, 2, networks)
-
-  def mean(networks):
-    return np.mean([correlation(*pair[:, networks]) for pair in stacked])
-
   count, generator = stacked.shape[2], np.random.default_rng(0)
-  drawn = [mean(generator.integers(count, size=count)) for _ in range(NUM_RESAMPLES)]
-  return [float(mean(np.arange(count))), *np.percentile(drawn, [2.5, 97.5]).tolist()]
+  drawn = generator.integers(count, size=(NUM_RESAMPLES, count))
+  return np.array(
+    [
+      np.mean([correlation(*pair[:, networks]) for pair in stacked])
+      for networks in (np.arange(count), *drawn)
+    ]
+  )
+
+
+def with_interval(values: np.ndarray) -> list[float]:
+  """Returns a number, and the bounds of its 95 % bootstrap interval.
+
+  Args:
+    values: What `correlations` returned, or the difference of two.
+  """
+  return [float(values[0]), *np.percentile(values[1:], [2.5, 97.5]).tolist()]
 
 
 def regret(order: np.ndarray, truth: Truth) -> float:

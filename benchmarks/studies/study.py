@@ -1,10 +1,12 @@
 """What makes a dataclass of options a study: a command that writes what it finds."""
 
-import datetime
+import functools
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-from benchmarks.planning import OptionError
-from benchmarks.records import environment, write_text
+from benchmarks.planning import refuse
+from benchmarks.records import Record, write_text
 from benchmarks.studies.arms import Images
 
 
@@ -24,6 +26,11 @@ class Study:
   def measure(self) -> list[str]:
     """Trains what is missing; writes the picture; returns its numbers, as Markdown."""
     raise NotImplementedError
+
+  @functools.cached_property
+  def used(self) -> list[Record]:
+    """The records that the numbers come from, with ``environment`` and ``date``."""
+    return []
 
   @property
   def trained_on(self) -> str:
@@ -45,7 +52,8 @@ class Study:
       OptionError: Too few seeds.
     """
     if self.seeds < 2:
-      raise OptionError(f"--seeds must be at least 2, for a spread, got {self.seeds}.")
+      refuse("seeds", "must be at least 2, for a spread", self.seeds)
+    self.used.clear()
     name = type(self).__name__.lower()
     text = "\n".join([f"# {name}", "", *self.measure(), "", *self._conditions()]) + "\n"
     path = self.out / f"{name}.md"
@@ -54,12 +62,24 @@ class Study:
 
   def _conditions(self) -> list[str]:
     """What the numbers were measured on, and the command that makes them."""
-    found = environment()
     names = ("device", "cores", "jax", "flax", "optax", "alrao_jax", "commit")
+    parts = [
+      f"{name} {_distinct(record['environment'][name] for record in self.used)}"
+      for name in names
+    ]
     return [
       f"{self.trained_on}; {self.spread}",
       "",
       f"`python -m benchmarks.studies {type(self).__name__.lower()}`; "
-      + ", ".join(f"{name} {str(found[name])[:12]}" for name in names)
-      + f"; {datetime.date.today().isoformat()}.",
+      + f"{', '.join(parts)}; {_distinct(record['date'] for record in self.used)}.",
     ]
+
+
+def _distinct(values: Iterable[Any]) -> str:
+  """What records of one study say, which may be of several days and commits."""
+  return " and ".join(sorted({_short(str(value)) for value in values}))
+
+
+def _short(value: str) -> str:
+  # A commit's first digits, and the + of files that have changed since.
+  return value if len(value) <= 12 else value[:12] + "+" * value.endswith("+")

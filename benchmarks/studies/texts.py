@@ -3,14 +3,17 @@
 import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 from benchmarks.data.text import load_text
 from benchmarks.models.language import build_language_model
-from benchmarks.planning import OptionError
+from benchmarks.planning import OptionError, refuse
 from benchmarks.progress import Display
 from benchmarks.records import Record
 from benchmarks.studies.runner import Arm, Runner
 from benchmarks.text import TextProgram
+
+NETWORKS = ("lstm", "decoder")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,12 +45,11 @@ class Texts:
     """
     for name in ("epochs", "batch_size", "length"):
       if getattr(self, name) < 1:
-        rule = f"--{name.replace('_', '-')} must be at least 1"
-        raise OptionError(f"{rule}, got {getattr(self, name)}.")
+        refuse(name, "must be at least 1", getattr(self, name))
     if self.num_held_out < 2:
-      raise OptionError(f"--num-held-out must be at least 2, got {self.num_held_out}.")
+      refuse("num_held_out", "must be at least 2", self.num_held_out)
     if not 0 < self.share <= 1:
-      raise OptionError(f"--share must be in (0, 1], got {self.share}.")
+      refuse("share", "must be in (0, 1]", self.share)
 
   def describe(self) -> str:
     """Returns what it is, for the page of numbers."""
@@ -60,11 +62,18 @@ class Texts:
 
 
 class TextTrainer(Runner):
-  """Trains the arms of one study, the papers' LSTM on text."""
+  """Trains the arms of one study, language models, on text."""
 
   task = "text"
 
-  def __init__(self, study: str, texts: Texts, out: Path, display: Display):
+  def __init__(
+    self,
+    study: str,
+    texts: Texts,
+    out: Path,
+    display: Display,
+    used: list[Record] | None = None,
+  ):
     """Loads the text.
 
     Args:
@@ -72,19 +81,21 @@ class TextTrainer(Runner):
       texts: What to train on.
       out: Folder for its records and checkpoints.
       display: Where progress is shown.
+      used: As in `Runner`.
 
     Raises:
       DataError: The text is missing or damaged.
       OptionError: Options out of range, or too little text for a step.
     """
-    super().__init__(study, texts, out, display)
+    super().__init__(study, texts, out, display, used=used)
     texts.check()
     whole = load_text("characters", texts.data_dir, files=texts.files)
     train = whole.train[: round(texts.share * len(whole.train))]
     # Those that score are held out too.
     held_out = whole.validation[: texts.num_held_out]
     if len(held_out) < texts.num_held_out:
-      raise OptionError(f"--num-held-out must be at most {len(held_out):,}.")
+      rule = f"must be at most {len(held_out):,}, the text's validation characters"
+      refuse("num_held_out", rule, texts.num_held_out)
     self._text = dataclasses.replace(
       whole, train=train, validation=held_out, test=held_out
     )
@@ -108,9 +119,23 @@ class TextTrainer(Runner):
 
   def _make_program(self, arm: Arm) -> TextProgram:
     options = self._options
+    network: Any = arm.network
+    if network not in NETWORKS:
+      raise ValueError(
+        f"Arm(network=...) must be one of {', '.join(NETWORKS)} for a TextTrainer, got "
+        f"{network!r}."
+      )
+    for name in ("width", "norm", "body", "program"):
+      value, only = getattr(arm, name), Arm._field_defaults[name]
+      if value != only:
+        raise ValueError(
+          f"Arm({name}=...) must be left at {only!r} for a TextTrainer, whose networks "
+          f"have no other, got {value!r}."
+        )
     model = build_language_model(
-      "lstm",
+      network,
       len(self._text.vocabulary),
+      context=options.length,
       num_heads=arm.num_heads if arm.optimizer.has_heads else None,
       dropout=0.2,  # the papers'
     )

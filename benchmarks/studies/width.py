@@ -10,7 +10,8 @@ import tyro
 from benchmarks.optimizers import SGD_RATES
 from benchmarks.progress import Display
 from benchmarks.studies import optimizers, pictures
-from benchmarks.studies.arms import Arm, Images, Trainer, final_accuracy
+from benchmarks.studies.arms import Images, Trainer, final_accuracy
+from benchmarks.studies.runner import Arm
 from benchmarks.studies.study import Study
 
 
@@ -40,7 +41,7 @@ class Width(Study):
           label = f"sgd-{rate:g}-{name}"
           arms.append(Arm(label, optimizers.SGD, "sgd", rate, **options))
     with Display() as display:
-      trainer = Trainer("width", self.images, self.out, display)
+      trainer = Trainer("width", self.images, self.out, display, used=self.used)
       runs = trainer.run(arms, range(self.seeds))
     scores: dict[tuple, list[float]] = {}
     for run in runs:
