@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from . import _collapse
 from ._heads import TrackHeadsState
@@ -55,7 +55,7 @@ def head_shardings(
 
   Raises:
     ValueError: ``params`` has no heads; the mesh has no such axis, or one whose size
-      does not divide the number of heads.
+      does not divide the number of heads, or axes of another type than ``Auto``.
 
   Example:
     >>> import alrao_jax as alrao, jax, jax.numpy as jnp
@@ -112,7 +112,7 @@ def tree_head_shardings(
 
   Raises:
     ValueError: The mesh has no such axis, or one whose size does not divide the number
-      of heads.
+      of heads, or axes of another type than ``Auto``.
 
   Example:
     >>> import alrao_jax as alrao, jax, jax.numpy as jnp
@@ -129,6 +129,13 @@ def _split(call, tree, mesh, axis, heads):
     raise ValueError(
       f"{call[:-1]}axis=...) must be an axis of the mesh, got {axis!r}; it has "
       f"{mesh.axis_names}."
+    )
+  if any(kind != AxisType.Auto for kind in mesh.axis_types):
+    kinds = ", ".join(kind.name for kind in mesh.axis_types)
+    raise ValueError(
+      f"{call[:-1]}mesh=...) must have axes of type Auto, got {kinds}. Write "
+      f"jax.make_mesh({tuple(mesh.shape.values())}, {mesh.axis_names}, "
+      f"axis_types=(jax.sharding.AxisType.Auto,) * {len(mesh.axis_names)})."
     )
 
   def sharding(path, leaf):

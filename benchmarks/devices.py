@@ -15,9 +15,11 @@ here:
 
 import contextlib
 import os
+import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -25,21 +27,22 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import alrao_jax
+from benchmarks.data import DataError
 from benchmarks.planning import OptionError
+from benchmarks.records import RecordError
 
 PyTree = Any
-Split = Literal["data", "all"]
 
 DATA, HEADS = "data", "heads"
 EXIT_LOST = 3
+LOST = re.compile("UNAVAILABLE|heartbeat|connection|gloo|barrier", re.IGNORECASE)
 
 
 class Share(NamedTuple):
   """Which part of every batch a host loads.
 
   Attributes:
-    index: From 0 to ``count - 1``. Hosts whose devices hold the same images, because
-      heads are split over hosts, have the same index.
+    index: From 0 to ``count - 1``; the same for hosts among which heads are split.
     count: In how many parts, of equal size, a batch is loaded.
   """
 
@@ -75,42 +78,46 @@ def make_mesh(data: int | None = None, heads: int = 1) -> Mesh:
   return jax.make_mesh((rows, heads), (DATA, HEADS), (AxisType.Auto, AxisType.Auto))
 
 
-def batch_sharding(mesh: Mesh, split: Split = "data") -> NamedSharding:
+def batch_sharding(mesh: Mesh) -> NamedSharding:
   """Returns how a batch's arrays, examples on axis 0, lie on a mesh.
+
+  Over the data axis alone: devices of one row, each with other heads, see the same.
 
   Args:
     mesh: From `make_mesh`.
-    split: ``"data"``: over the data axis alone. Devices that hold different heads, but
-      are of one row, see the same images and compute the same features. ``"all"``: over
-      both axes. No features are computed twice, and all devices of a row exchange those
-      of their images for their heads.
   """
-  return NamedSharding(mesh, PartitionSpec(DATA if split == "data" else (DATA, HEADS)))
+  return NamedSharding(mesh, PartitionSpec(DATA))
 
 
-def host_share(mesh: Mesh, split: Split = "data") -> Share:
+def host_share(mesh: Mesh) -> Share:
   """Returns which part of every batch this host loads.
 
   Args:
     mesh: From `make_mesh`.
-    split: As in `batch_sharding`.
+
+  Raises:
+    OptionError: Two hosts would share some rows of the mesh, and not others.
   """
   rows: dict[int, set[int]] = {}
-  places = batch_sharding(mesh, split).devices_indices_map((mesh.size,))
+  places = batch_sharding(mesh).devices_indices_map((mesh.size,))
   for device, (part,) in places.items():
     rows.setdefault(device.process_index, set()).add(part.start or 0)
   parts = sorted({tuple(sorted(held)) for held in rows.values()})
+  if sum(map(len, parts)) != len(set().union(*parts)):
+    raise OptionError(
+      "--mesh-heads must divide each host's number of devices, or be a multiple of it, "
+      f"got {mesh.shape[HEADS]} on {len(rows)} hosts, one of which straddles rows."
+    )
   mine = tuple(sorted(rows[jax.process_index()]))
   return Share(parts.index(mine), len(parts))
 
 
-def make_global_batch(mesh: Mesh, host_batch: PyTree, split: Split = "data") -> PyTree:
+def make_global_batch(mesh: Mesh, host_batch: PyTree) -> PyTree:
   """Makes the arrays of a batch from the part of it that this host has loaded.
 
   Args:
     mesh: From `make_mesh`.
     host_batch: Numpy arrays, examples on axis 0: the host's `host_share` of the batch.
-    split: As in `batch_sharding`.
 
   Returns:
     Arrays of the whole batch, of which each device holds its part.
@@ -118,9 +125,8 @@ def make_global_batch(mesh: Mesh, host_batch: PyTree, split: Split = "data") -> 
   Raises:
     OptionError: The batch can't be split evenly.
   """
-  sharding = batch_sharding(mesh, split)
-  _, count = host_share(mesh, split)
-  parts = mesh.shape[DATA] * (mesh.shape[HEADS] if split == "all" else 1)
+  sharding, count = batch_sharding(mesh), host_share(mesh).count
+  parts = mesh.shape[DATA]
   for leaf in jax.tree.leaves(host_batch):
     if len(leaf) * count % parts:
       raise OptionError(
@@ -167,7 +173,15 @@ def place(tree: PyTree, shardings: PyTree) -> PyTree:
     tree: Arrays.
     shardings: A tree like it.
   """
-  return jax.device_put(tree, shardings)
+
+  def put(leaf, sharding):
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+      return jax.device_put(leaf, sharding)
+    # By `device_put`, hosts would gather the values, and compare them: NaN fails.
+    whole = np.asarray(leaf)
+    return jax.make_array_from_callback(whole.shape, sharding, lambda i: whole[i])
+
+  return jax.tree.map(put, tree, shardings)
 
 
 def pin(step: Callable[..., Any], shardings: PyTree) -> Callable[..., Any]:
@@ -202,9 +216,8 @@ def fetch(tree: PyTree) -> PyTree:
   """
 
   def whole(leaf):
-    if isinstance(leaf, jax.Array) and not (
-      leaf.is_fully_addressable or leaf.is_fully_replicated
-    ):
+    is_split = isinstance(leaf, jax.Array) and not leaf.is_fully_replicated
+    if is_split and not leaf.is_fully_addressable:
       return multihost_utils.process_allgather(leaf, tiled=True)
     return np.asarray(leaf)
 
@@ -218,7 +231,7 @@ def initialize_hosts(
 
   A step needs all of them: where one is lost, the others end, as `watch_hosts` says or,
   if they hear nothing, by JAX itself, whose message names the lost one. The same
-  command on all hosts then goes on after the last checkpoint.
+  command on all hosts (run: with --resume) then goes on after the last checkpoint.
 
   Args:
     coordinator: Address and port of host 0, such as ``"10.0.0.1:8476"``.
@@ -251,24 +264,35 @@ def initialize_hosts(
 
 @contextlib.contextmanager
 def watch_hosts() -> Iterator[None]:
-  """Ends the process, with exit code 3 and what to do, when another host is lost.
+  """Ends the process at once, and says why, when one of several hosts can't go on.
 
-  Around training. With a single host it does nothing.
+  The exit code is 3 where another host seems lost, else as on a single host, where this
+  does nothing: 2 for options and data, 130 for an interrupt, 1 for all else.
   """
   try:
     yield
-  except jax.errors.JaxRuntimeError as error:
+  except BaseException as error:
     if jax.process_count() == 1:
       raise
-    reason = str(error).partition("\n")[0]
-    print(
-      f"error: host {jax.process_index()} can't go on, most likely because another "
-      f"host is lost ({reason}). The last checkpoint is whole: the same command on all "
-      "hosts goes on from there.",
-      file=sys.stderr,
-      flush=True,
-    )
-    os._exit(EXIT_LOST)  # an orderly end would wait for the other hosts
+    code, text = _explain(error)
+    sys.stdout.flush()
+    print(f"error: host {jax.process_index()} {text}", file=sys.stderr, flush=True)
+    os._exit(code)  # an orderly end would wait for the other hosts
+
+
+def _explain(error: BaseException) -> tuple[int, str]:
+  """The exit code for what ends a host, and what to say."""
+  if isinstance(error, (DataError, OptionError, RecordError)):
+    return 2, f"can't go on: {error}"
+  again = "the same command on all hosts (run: with --resume) goes on from there"
+  whole = f"The last checkpoint is whole: {again}."
+  if isinstance(error, KeyboardInterrupt):
+    return 130, f"was interrupted. {whole}"
+  if isinstance(error, jax.errors.JaxRuntimeError) and LOST.search(str(error)):
+    reason = f"another host is lost ({str(error).partition(chr(10))[0]})"
+    return EXIT_LOST, f"can't go on, most likely because {reason}. {whole}"
+  described = "".join(traceback.format_exception(error))
+  return 1, f"can't go on, by an error of its own:\n{described}{whole}"
 
 
 def _everywhere(mesh: Mesh) -> NamedSharding:

@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks import records
 from benchmarks.checkpoints import Checkpoints, delete
-from benchmarks.epochs import Progress, Segmented, train_epoch
+from benchmarks.epochs import Progress, Segmented, shower, train_epoch
 from benchmarks.progress import Display
 
 PyTree = Any
@@ -29,7 +29,8 @@ class Program(Protocol):
   """A network and an optimizer, compiled once for all rates and seeds.
 
   One whose epochs take hours is `benchmarks.epochs.Segmented` too, and goes on after
-  the last segment.
+  the last segment. One that reads while it trains may have a ``close()``, which ends
+  that; it is called when a run ends, also by an error.
 
   Attributes:
     step: The training loop, such as a `benchmarks.loops.Loop`: ``(state, data,
@@ -130,10 +131,18 @@ def train(
   summary = records.read_summary(plan.path) if resume else None
   if summary is not None:
     return summary
-  writes = jax.process_index() == 0  # of several hosts, which share the folder
-  if not resume and writes:
+  if not resume and jax.process_index() == 0:
     delete(plan.checkpoints)
     plan.path.unlink(missing_ok=True)
+  try:
+    return _train(program, plan, display)
+  finally:
+    getattr(program, "close", lambda: None)()
+
+
+def _train(program: Program, plan: Plan, display: Display) -> records.Record:
+  """Trains on from the last checkpoint, if there is one; returns the summary."""
+  writes = jax.process_index() == 0  # of several hosts, which share the folder
   with Checkpoints(plan.checkpoints) as checkpoints:
     state = program.init(plan.seed, plan.rate)
     best = _to_host(program.snapshot(state, plan.seed, 0))
@@ -145,6 +154,8 @@ def train(
       history = notes["history"]
       progress = Progress(**notes.get("progress", {}))
     per_epoch = program.steps_per_epoch
+    if isinstance(program, Segmented):
+      program.begin_skipped([*_skipped(history), *progress.skipped])
     display.begin(
       plan.name,
       program.examples,
@@ -153,18 +164,19 @@ def train(
     )
     while (ending := _ending(program, plan, history)) is None:
       epoch = len(history) + 1
-      show = _shower(program, display, epoch)
+      show = shower(program, display, epoch)
       states = train_epoch(program, plan.seed, epoch, state, progress, show)
-      before = len(history) * per_epoch
+      # Counted are steps and validations: the numbers of checkpoints must increase.
+      before = len(history) * (per_epoch + 1)
       for state in states:
-        if (done := len(progress.losses)) < per_epoch:
+        if isinstance(program, Segmented):
           notes = {"history": history, "progress": dataclasses.asdict(progress)}
-          checkpoints.save(before + done, (state, best), notes)
+          checkpoints.save(before + len(progress.losses), (state, best), notes)
       snapshot, record = _validate(program, plan, state, epoch, progress)
       history.append(record)
       if best_epoch(history, program.survives_divergence) == epoch:
         best = _to_host(snapshot)
-      checkpoints.save(before + per_epoch, (state, best), {"history": history})
+      checkpoints.save(before + per_epoch + 1, (state, best), {"history": history})
       if writes:
         records.write(plan.path, history)
       display.end_epoch(record)
@@ -209,22 +221,6 @@ def _ending(program: Program, plan: Plan, history: list[records.Record]) -> str 
   return "maximum" if len(history) >= plan.max_epochs else None
 
 
-def _shower(program: Program, display: Display, epoch: int):
-  """What shows the progress of an epoch."""
-  examples_per_step = program.examples_per_epoch / program.steps_per_epoch
-
-  def show(steps: int, seconds: float, outputs: PyTree) -> None:
-    display.update(
-      done=(epoch - 1) * program.steps_per_epoch + steps,
-      epoch=epoch,
-      examples_per_second=steps * examples_per_step / seconds,
-      loss=float(outputs["loss"]),
-      head_weights=outputs["head_weights"].tolist(),
-    )
-
-  return show
-
-
 def _validate(
   program: Program, plan: Plan, state: PyTree, epoch: int, progress: Progress
 ) -> tuple[PyTree, records.Record]:
@@ -265,9 +261,9 @@ def _summarize(
   chosen = history[epoch - 1] if epoch else dict.fromkeys(history[0])
   names = [name for name in history[0] if name.startswith("validation_")]
   tested = program.evaluate(best, "test") if epoch else {}
-  skipped = {name for record in history for name in record.get("skipped", ())}
+  skipped = {}
   if isinstance(program, Segmented):
-    skipped.update(program.take_skipped())
+    skipped["skipped"] = sorted({*_skipped(history), *program.take_skipped()})
   # The first epoch includes the compilation.
   speeds = [record["examples_per_second"] for record in history]
   return {
@@ -286,12 +282,17 @@ def _summarize(
       for name in names
     },
     "examples_per_second": float(np.median(speeds[1:] or speeds)),
-    "skipped": sorted(skipped),
+    **skipped,
     "seconds": sum(record["seconds"] for record in history),
     "peak_memory": records.peak_memory(),
     "date": datetime.date.today().isoformat(),
     "environment": records.environment(),
   }
+
+
+def _skipped(history: list[records.Record]) -> list[str]:
+  """The names of the examples that epochs have left out."""
+  return [name for record in history for name in record["skipped"]]
 
 
 def _to_host(tree: PyTree) -> PyTree:

@@ -2,10 +2,12 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+
+from benchmarks.progress import Display
 
 PyTree = Any
 
@@ -25,6 +27,10 @@ class Segmented(Protocol):
       epoch: Number of the epoch.
       start: Number of the epoch's steps that are done.
     """
+    ...
+
+  def begin_skipped(self, names: Iterable[str]) -> None:
+    """Says which examples a run has found damaged before; called as it starts."""
     ...
 
   def take_skipped(self) -> list[str]:
@@ -96,3 +102,27 @@ def train_epoch(
     if segmented is not None:
       progress.skipped += segmented.take_skipped()
     yield state
+
+
+def shower(
+  program: Any, display: Display, epoch: int
+) -> Callable[[int, float, PyTree], None]:
+  """Returns what shows the progress of an epoch, for `train_epoch`.
+
+  Args:
+    program: A `benchmarks.engine.Program`.
+    display: Where it is shown.
+    epoch: Number of the epoch.
+  """
+  examples_per_step = program.examples_per_epoch / program.steps_per_epoch
+
+  def show(steps: int, seconds: float, outputs: PyTree) -> None:
+    display.update(
+      done=(epoch - 1) * program.steps_per_epoch + steps,
+      epoch=epoch,
+      examples_per_second=steps * examples_per_step / seconds,
+      loss=float(outputs["loss"]),
+      head_weights=outputs["head_weights"].tolist(),
+    )
+
+  return show

@@ -1,6 +1,6 @@
 """Training on images that are read while it goes on, as a program for the engine."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -143,6 +143,14 @@ class ImageStreamProgram(ClassifierProgram):
     """
     return self._read_steps(seed, epoch, start, start + self._checkpoint_steps)
 
+  def begin_skipped(self, names: Iterable[str]) -> None:
+    """Says which images a run has found damaged before, which count against the limit.
+
+    Args:
+      names: Their names.
+    """
+    self._corrupt, self._untold = set(names), []
+
   def take_skipped(self) -> list[str]:
     """Returns the names of damaged images found since the last call."""
     names, self._untold = self._untold, []
@@ -158,8 +166,6 @@ class ImageStreamProgram(ClassifierProgram):
     Raises:
       DataError: Too many images are damaged.
     """
-    if part == "test":
-      self.close()  # which is what a run ends with
     batches = EvaluationBatches(
       self._parts[part],
       batch_size=self._evaluation_batch,
@@ -208,10 +214,7 @@ class ImageStreamProgram(ClassifierProgram):
       yield {**self._on_devices(batch), "key": key}
 
   def _watched(self, batches: Iterator[Batch], part: str) -> Iterator[Batch]:
-    """Counts the damaged images that pass by.
-
-    Each host counts those that it reads.
-    """
+    """Counts the damaged images that pass by: each host those that it reads."""
     source = self._parts[part].source
     for batch in batches:
       for index in batch["index"][batch["is_corrupt"]]:

@@ -18,7 +18,8 @@ import tyro
 from benchmarks import commands, sweeps
 from benchmarks.devices import initialize_hosts, watch_hosts
 from benchmarks.imagenet_experiments import Experiment, Machine, Workshop
-from benchmarks.planning import OptionError
+from benchmarks.optimizers import OPTIMIZERS as ALL_OPTIMIZERS
+from benchmarks.planning import refuse
 from benchmarks.sweeps import Preset
 
 PresetName = Literal["reduced", "draws", "accelerator", "paper"]
@@ -95,10 +96,10 @@ class Place:
     """
     if self.coordinator is not None:
       initialize_hosts(self.coordinator, self.num_hosts, self.host)
-    elif self.num_hosts != 1:
-      raise OptionError(
-        f"--num-hosts {self.num_hosts} takes a --coordinator, got none."
-      )
+    for name, alone in (("num_hosts", 1), ("host", 0)):
+      if self.coordinator is None and (value := getattr(self, name)) != alone:
+        rule = f"must be given with --{name.replace('_', '-')} {value}"
+        refuse("coordinator", rule, "none")
     return Workshop(self.data_dir, self.machine)
 
 
@@ -140,6 +141,11 @@ class Sweep:
     preset = sweeps.select(PRESETS[self.preset], self.networks, self.optimizers)
     out = self.out or Path("out", f"imagenet_{self.preset}")
     workshop = self.place.workshop()
+    for base in preset.bases:
+      for name in preset.optimizers:
+        rate = preset.rates[0] if ALL_OPTIMIZERS[name].takes_rate else None
+        # Before hours of training, not after.
+        workshop.check(dataclasses.replace(base, optimizer=name, rate=rate))
     with watch_hosts():
       commands.sweep(workshop, preset, out)
 

@@ -78,18 +78,30 @@ class Experiment:
     if self.image_size < MIN_SIZE:
       refuse("image_size", f"must be at least {MIN_SIZE}", self.image_size)
     check_rate(self.optimizer, self.rate)
+    if self.norm_parts > 1 and self.full_norm == "none":
+      rule = f"must be 1 without batch normalisation (--network {self.network})"
+      refuse("norm_parts", rule, self.norm_parts)
+
+  @property
+  def full_norm(self) -> str:
+    """Normalisation within the network, its own where none is asked for."""
+    return self.norm or IMAGENET_BODIES[self.network][1]
 
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-  """On what to train, and what reads; results depend on it by rounding alone."""
+  """On what to train, and what reads; results depend on it by rounding alone.
+
+  Except where `max_corrupt` ends a run: each host counts the images that it reads.
+  """
 
   workers: int = 0
   """Processes that read, decode and crop images; 0: a thread beside the training."""
   checkpoint_steps: int = 500
   """Steps between two checkpoints within an epoch."""
   max_corrupt: int = 0
-  """Damaged images to leave out, by name, before giving up."""
+  """Damaged images to leave out, by name, before giving up; of several hosts, each
+  counts those that it reads, and host 0 records its own."""
   mesh_data: int = 1
   """Number of devices, or groups of them, among which a batch is divided."""
   mesh_heads: int = 1
@@ -127,6 +139,23 @@ class Workshop:
     self._files: dict[str, ImageFiles] = {}
     self._program: tuple[Any, ImageStreamProgram] | None = None
 
+  def check(self, experiment: Experiment) -> None:
+    """Checks what can be without the data, and that the machine suits it.
+
+    Args:
+      experiment: The experiment.
+
+    Raises:
+      OptionError: Options out of range, or that do not go together.
+    """
+    experiment.check()
+    parts, count = self._machine.mesh_heads, experiment.num_heads
+    if parts > 1 and not OPTIMIZERS[experiment.optimizer].has_heads:
+      rule = f"must be 1 for --optimizer {experiment.optimizer}, which has no heads"
+      refuse("mesh_heads", rule, parts)
+    if count % parts and OPTIMIZERS[experiment.optimizer].has_heads:
+      refuse("mesh_heads", f"must divide the number of heads, {count}", parts)
+
   def find_data(self, experiment: Experiment) -> None:
     """Finds the data of an experiment.
 
@@ -149,7 +178,7 @@ class Workshop:
       OptionError: The options make no experiment.
       DataError: The data is missing or damaged.
     """
-    experiment.check()
+    self.check(experiment)
     optimizer, files = OPTIMIZERS[experiment.optimizer], self._find(experiment.dataset)
     sizes = {name: len(part.indices) for name, part in self._split(experiment).items()}
     if experiment.batch_size > sizes["train"]:
@@ -165,11 +194,15 @@ class Workshop:
     config = {
       **dataclasses.asdict(experiment),
       **{f"num_{name}": size for name, size in sizes.items()},
-      "norm": experiment.norm or IMAGENET_BODIES[experiment.network][1],
+      "norm": experiment.full_norm,
       "num_heads": experiment.num_heads if optimizer.has_heads else None,
       "num_classes": files.num_classes,
     }
-    is_real = files.num_classes == 1000 and len(files.train.labels) == NUM_IMAGENET
+    is_real = (
+      files.num_classes == 1000
+      and sizes["train"] + sizes["validation"] == NUM_IMAGENET
+      and sizes["test"] == len(files.held_out.labels)
+    )
     return make_plan(
       [experiment.dataset, experiment.network, f"w{experiment.width:.4g}"],
       config,
@@ -191,8 +224,6 @@ class Workshop:
     """
     wanted = dataclasses.replace(experiment, seed=0, rate=None)
     if self._program is None or self._program[0] != wanted:
-      if self._program is not None:
-        self._program[1].close()
       optimizer, machine = OPTIMIZERS[experiment.optimizer], self._machine
       dtype = DTYPES[experiment.dtype]
       model = build_model(

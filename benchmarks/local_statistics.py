@@ -35,6 +35,7 @@ class LocalStatistics(nn.Module):
         then move by the mean over the parts.
     """
     if not train:
+      # A `nn.Module` has no `__call__` as far as types go; every body has.
       return self.body(images, train=False)  # pyright: ignore[reportCallIssue]
     body = self.body.clone(parent=None)
     scope: Any = self.scope
@@ -62,7 +63,8 @@ def use_local_statistics(model: Classifier, parts: int) -> Classifier:
 
   By default it is synchronised: under jit, the mean over a batch is the mean over all
   of it, wherever its parts lie, and for every normalisation devices add up two sums,
-  and one more on the way back. Local statistics save that. Parameters and evaluation
+  and one more on the way back. Local statistics send the running
+  averages alone, and nothing on the way back. Parameters and evaluation
   are the same.
 
   Args:

@@ -92,7 +92,7 @@ def read_summary(path: Path) -> Record | None:
 @functools.cache
 def environment() -> Record:
   """Returns what results depend on besides the options: versions, device, commit."""
-  device = jax.devices()[0]
+  device = jax.local_devices()[0]
   return {
     "python": platform.python_version(),
     **{name: importlib.metadata.version(name) for name in PACKAGES},
@@ -143,7 +143,8 @@ def peak_memory() -> Record:
   """
   # Kilobytes, but bytes on macOS.
   unit = 1 if sys.platform == "darwin" else 1024
-  stats = jax.devices()[0].memory_stats() or {}
+  # Of several hosts, each can ask its own devices alone.
+  stats = jax.local_devices()[0].memory_stats() or {}
   return {
     "host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
     "device": stats.get("peak_bytes_in_use"),

@@ -77,6 +77,10 @@ def _conditions(runs: list[RunRecords]) -> list[str]:
   ]
   if task.note:
     lines += ["", task.note]
+  damaged = {name for run in runs for name in run.summary.get("skipped", ())}
+  if damaged:
+    count = sum(bool(run.summary.get("skipped")) for run in runs)
+    lines += ["", f"{count} runs left out damaged images, {len(damaged)} in all."]
   if not config["real_data"]:
     lines += [
       "",

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AbstractMesh
+from jax.sharding import AbstractMesh, AxisType
 
 from benchmarks import commands, costs, devices, records
 from benchmarks.classifying import ClassifierProgram, State
@@ -148,9 +148,10 @@ def predict(setup: Setup) -> Cost:
   rows, columns = setup.mesh
   if setup.batch % rows:
     raise OptionError(f"--mesh-data must divide the batch, {setup.batch}, got {rows}.")
-  mesh = AbstractMesh(setup.mesh, (devices.DATA, devices.HEADS))
+  axes = (devices.DATA, devices.HEADS)
+  mesh: Any = AbstractMesh(setup.mesh, axes, (AxisType.Auto,) * 2)
   _, optimizer, state, batch = make_step(setup)
-  shardings = devices.state_shardings(mesh, optimizer, state)  # pyright: ignore
+  shardings = devices.state_shardings(mesh, optimizer, state)
   held = costs.size(jax.tree.map(_part, state, shardings))
   seen = costs.size(jax.tree.map(lambda x: _rows(x, rows), batch))
   # Each device's own part is the step of a smaller batch and fewer heads.

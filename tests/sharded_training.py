@@ -2,7 +2,8 @@
 
     python -m tests.sharded_training OUT OPTIMIZER MESH...
 
-A mesh is DATAxHEADS, or DATAxHEADS:all for a batch split over both axes. For each, the
+A mesh is DATAxHEADS, or, of one process, DATAxHEADS:all for a batch split over both
+axes. For each, the
 losses, the last state and the compiled step go into OUT. With --checkpoints, training
 keeps one after every step, and goes on after the last.
 """
@@ -120,7 +121,6 @@ def train(mesh_name, optimizer_name, folder=None, kill_at=0, steps=NUM_STEPS):
 
   size, _, split = mesh_name.partition(":")
   rows, heads = map(int, size.split("x"))
-  split: Any = split or "data"
   model, optimizer = make_model(), make_optimizer(optimizer_name)
   mesh = devices.make_mesh(rows, heads)
   state = init(model, optimizer)
@@ -133,12 +133,15 @@ def train(mesh_name, optimizer_name, folder=None, kill_at=0, steps=NUM_STEPS):
   if checkpoints is not None and (found := checkpoints.restore(state)) is not None:
     state, notes = found
     losses, done = notes["losses"], len(notes["losses"])
-  share = devices.host_share(mesh, split)
+  share = devices.host_share(mesh)
+  everything = jax.NamedSharding(mesh, jax.P(("data", "heads")))
   part = BATCH // share.count
   for i in range(done, steps):
     mine = slice(share.index * part, (share.index + 1) * part)
     host_batch = {name: leaf[mine] for name, leaf in make_batch(i).items()}
-    batch = devices.make_global_batch(mesh, host_batch, split)
+    batch = devices.make_global_batch(mesh, host_batch)
+    if split == "all":
+      batch = jax.device_put(batch, everything)
     compiled = compiled or step.lower(state, batch).compile()
     state, loss = compiled(state, batch)
     losses.append(float(loss))

@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 import alrao_jax as alrao
-from benchmarks import devices
+from benchmarks import costs, devices
 from benchmarks.checkpoints import Checkpoints
 from benchmarks.local_statistics import use_local_statistics
 from benchmarks.models.layers import Classifier, batch_norm
@@ -50,24 +50,74 @@ def test_mesh_of_other_numbers_is_refused(data, heads):
     devices.make_mesh(data, heads)
 
 
-@pytest.mark.parametrize("split, rows", [("data", 4), ("all", 2)])
-def test_batch_is_split_over_the_axes_asked_for(split, rows):
+def test_batch_is_split_over_the_data_axis():
   mesh = devices.make_mesh(2, 2)
-  assert devices.host_share(mesh, split) == (0, 1)  # one host loads it all
+  assert devices.host_share(mesh) == (0, 1)  # one host loads it all
   given = {"images": np.arange(24.0).reshape(8, 3), "labels": np.arange(8)}
-  batch = devices.make_global_batch(mesh, given, split)
+  batch = devices.make_global_batch(mesh, given)
   np.testing.assert_array_equal(batch["images"], given["images"])
-  assert {x.data.shape for x in batch["images"].addressable_shards} == {(rows, 3)}
+  assert {x.data.shape for x in batch["images"].addressable_shards} == {(4, 3)}
   seen = [x.data[0].item() for x in batch["labels"].addressable_shards]
-  assert sorted(set(seen)) == list(range(0, 8, rows))
+  assert sorted(set(seen)) == [0, 4]
+
+
+class Device(NamedTuple):
+  id: int
+  process_index: int
+
+
+class Hosts(NamedTuple):
+  """The devices of a mesh's rows, each by its host."""
+
+  rows: tuple[tuple[int, ...], ...]
+
+  def devices_indices_map(self, shape):
+    del shape
+    places = [(row, host) for row, hosts in enumerate(self.rows) for host in hosts]
+    return {
+      Device(number, host): (slice(row, row + 1),)
+      for number, (row, host) in enumerate(places)
+    }
+
+
+@pytest.mark.parametrize(
+  "rows, shares",
+  [
+    (((0, 0), (1, 1)), [(0, 2), (1, 2)]),
+    (((0, 1),), [(0, 1), (0, 1)]),
+    (((0, 1), (2, 3)), [(0, 2), (0, 2), (1, 2), (1, 2)]),
+    (((0, 0, 1), (1, 2, 2)), None),
+    (((0, 0), (0, 1)), None),
+  ],
+)
+def test_hosts_share_a_batch_only_if_none_straddles_rows(rows, shares, monkeypatch):
+  mesh = devices.make_mesh(2, 2)
+  monkeypatch.setattr(devices, "batch_sharding", lambda _: Hosts(rows))
+  for host in range(len(shares or [0])):
+    monkeypatch.setattr(jax, "process_index", lambda host=host: host)
+    if shares is None:
+      with pytest.raises(OptionError, match="--mesh-heads must divide .* straddles"):
+        devices.host_share(mesh)
+    else:
+      assert devices.host_share(mesh) == shares[host]
 
 
 def test_batch_that_can_not_be_split_is_refused():
   mesh = devices.make_mesh(2, 2)
-  batch = {"labels": np.zeros(6, int)}
-  devices.make_global_batch(mesh, batch)
-  with pytest.raises(OptionError, match="--batch-size must be a multiple of 4.* got 6"):
-    devices.make_global_batch(mesh, batch, "all")
+  devices.make_global_batch(mesh, {"labels": np.zeros(6, int)})
+  with pytest.raises(OptionError, match="--batch-size must be a multiple of 2.* got 7"):
+    devices.make_global_batch(mesh, {"labels": np.zeros(7, int)})
+
+
+def test_arrays_are_placed_whatever_they_hold():
+  mesh = devices.make_mesh(2, 2)
+  sharding = NamedSharding(mesh, PartitionSpec("heads"))
+  given = np.array([np.nan, 1.0, np.inf, -0.0], np.float32)
+  for leaf in (given, jnp.asarray(given), jax.device_put(given, sharding)):
+    placed = devices.place(leaf, sharding)
+    assert placed.sharding == sharding
+    assert placed.dtype == np.float32
+    np.testing.assert_array_equal(placed, given)
 
 
 def test_state_without_heads_stands_on_every_device():
@@ -149,6 +199,51 @@ def test_hosts_out_of_range_are_refused():
     devices.initialize_hosts("localhost:1", 2, 0, 0)
 
 
+@pytest.mark.parametrize(
+  "error, code, text",
+  [
+    (
+      jax.errors.JaxRuntimeError("UNAVAILABLE: no answer\nmore"),
+      3,
+      "another host is l",
+    ),
+    (
+      jax.errors.JaxRuntimeError("Gloo: Connection reset by peer"),
+      3,
+      "another host is",
+    ),
+    (
+      jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: memory"),
+      1,
+      "an error of its own",
+    ),
+    (ZeroDivisionError("by zero"), 1, "ZeroDivisionError: by zero"),
+    (OptionError("--rate is odd."), 2, "error: host 0 can't go on: --rate is odd."),
+    (KeyboardInterrupt(), 130, "interrupted"),
+  ],
+)
+def test_a_host_of_several_ends_at_once_and_says_why(
+  error, code, text, monkeypatch, capsys
+):
+  class Ended(BaseException):
+    pass
+
+  def end(code):
+    raise Ended(code)
+
+  with pytest.raises(type(error)), devices.watch_hosts():
+    raise error  # alone, it ends as ever
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  monkeypatch.setattr(devices.os, "_exit", end)
+  with pytest.raises(Ended) as ended, devices.watch_hosts():
+    raise error
+  assert ended.value.args == (code,)
+  said = capsys.readouterr().err
+  assert text in said
+  assert ("another host" in said) == (code == 3)
+  assert code == 2 or "(run: with --resume)" in said
+
+
 class Body(nn.Module):
   @nn.compact
   def __call__(self, images, *, train):
@@ -174,18 +269,22 @@ def variables():
   return jax.jit(MODEL.init, static_argnames="train")(KEY, IMAGES, train=False)
 
 
-def lowered(model, variables, images):
-  def body_of(variables, images):
-    body = model.clone(num_heads=None, parent=None)
-    return apply(body, variables, images)[0].sum()
+def sent(model, variables, images):
+  """Bytes that four devices add up for loss, gradients and running averages."""
+  body = model.clone(num_heads=None, parent=None)
+
+  def step(variables, images):
+    def loss(params):
+      logits, updated = apply(body, {**variables, "params": params}, images)
+      return jnp.square(logits).sum(), updated
+
+    return jax.value_and_grad(loss, has_aux=True)(variables["params"])
 
   mesh = devices.make_mesh(4)
   rows = devices.batch_sharding(mesh)
   everywhere = NamedSharding(mesh, PartitionSpec())
-  head = jax.tree.map(lambda x: x[0], variables["params"]["output"]["alrao_heads"])
-  variables = {**variables, "params": {**variables["params"], "output": head}}
-  jitted = jax.jit(body_of, in_shardings=(everywhere, rows))
-  return jitted.lower(variables, images).compile().as_text()
+  jitted = jax.jit(step, in_shardings=(everywhere, rows), out_shardings=everywhere)
+  return costs.sent(jitted.lower(variables, images).compile().as_text())
 
 
 def test_statistics_of_a_split_batch_are_those_of_all_of_it(variables):
@@ -219,12 +318,10 @@ def test_local_statistics_change_no_evaluation(variables):
   np.testing.assert_array_equal(a.shared, b.shared)
 
 
-def test_local_statistics_send_nothing_but_the_averages(variables):
-  synchronised = lowered(MODEL, variables, IMAGES)
-  local = lowered(use_local_statistics(MODEL, 4), variables, IMAGES)
-  # Only the sum over the batch, which the test asks for, is left.
-  assert local.count(" all-reduce(") < synchronised.count(" all-reduce(")
-  assert "BatchNorm" in "".join(
-    x for x in synchronised.splitlines() if "all-reduce(" in x
-  )
-  assert "BatchNorm" not in "".join(x for x in local.splitlines() if "all-reduce(" in x)
+def test_local_statistics_send_the_averages_and_nothing_on_the_way_back(variables):
+  head = jax.tree.map(lambda x: x[0], variables["params"]["output"]["alrao_heads"])
+  variables = {**variables, "params": {**variables["params"], "output": head}}
+  local = sent(use_local_statistics(MODEL, 4), variables, IMAGES)
+  loss = 4
+  assert local == loss + costs.size(variables)  # gradients, and averages
+  assert sent(MODEL, variables, IMAGES) > local

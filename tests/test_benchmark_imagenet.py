@@ -5,6 +5,7 @@ import functools
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from benchmark_cases import make_plan, quiet, without_times
+from benchmark_cases import ScriptedProgram, make_plan, quiet, without_times
 from imagenet_cases import make_program, write_parquet
 
 from benchmarks import (
@@ -22,9 +23,11 @@ from benchmarks import (
   engine,
   image_stream_program,
   imagenet,
+  imagenet_experiments,
   records,
 )
 from benchmarks.data import DataError
+from benchmarks.data.imagenet import ImageFiles
 from benchmarks.image_stream_program import MEAN, STD
 from benchmarks.imagenet_experiments import Experiment, Machine, Workshop
 from benchmarks.models import IMAGENET_BODIES, build_model, fast_init
@@ -200,7 +203,7 @@ def test_records_have_what_those_of_other_images_have(whole):
     *(pytest.param(*case, marks=pytest.mark.slow) for case in ((8, 0), (11, 1))),
   ],
 )
-def test_interrupted_within_an_epoch_no_image_is_repeated_or_left_out(
+def test_interrupted_within_an_epoch_a_run_reads_and_records_the_same(
   data, whole, steps, lost, tmp_path
 ):
   plan = make_plan(tmp_path, max_epochs=2)
@@ -216,6 +219,36 @@ def test_interrupted_within_an_epoch_no_image_is_repeated_or_left_out(
   assert seen[: steps - lost] + rest == whole[1]
   assert without_times(records.read(plan.path)) == whole[0]
   assert [path.name for path in plan.out.iterdir()] == [plan.path.name]
+
+
+def test_a_run_killed_while_it_validates_repeats_no_step(data, whole, tmp_path):
+  plan = make_plan(tmp_path, max_epochs=2)
+  program = make_program(data)
+
+  def stop(snapshot, part):
+    raise KeyboardInterrupt
+
+  program.evaluate = stop
+  seen = interrupted_after(program, math.inf)
+  with pytest.raises(KeyboardInterrupt):
+    engine.train(program, plan, quiet())
+  assert program._stream is None  # nothing is read any more
+  resumed = make_program(data)
+  rest = interrupted_after(resumed, math.inf)
+  engine.train(resumed, plan, quiet())
+  assert len(seen) == 6
+  assert seen + rest == whole[1]
+  assert without_times(records.read(plan.path)) == whole[0]
+
+
+def test_only_what_is_trained_in_segments_names_what_it_left_out(tmp_path):
+  closed = []
+  program = ScriptedProgram([1.0] * 10)
+  program.close = lambda: closed.append(True)
+  plan = make_plan(tmp_path, max_epochs=1)
+  engine.train(program, plan, quiet())
+  assert closed == [True]
+  assert all("skipped" not in record for record in records.read(plan.path))
 
 
 def test_evaluation_is_the_mean_over_all_images(data, monkeypatch):
@@ -259,18 +292,41 @@ def test_too_many_damaged_images_end_a_run(tmp_path):
     engine.train(program, make_plan(tmp_path), quiet())
 
 
+def test_damaged_images_of_before_a_resume_count_too(tmp_path):
+  folder = write_parquet(tmp_path / "imagenette", damaged=(3, 5))
+  program = make_program(folder, max_corrupt=1)
+  program.begin_skipped(["another"])
+  with pytest.raises(DataError, match="as are 1 images before it"):
+    list(program.segment(0, 1, 0)), list(program.segment(0, 1, 2))
+    list(program.segment(0, 1, 4))
+
+
 @pytest.mark.slow
 def test_averaged_weights_are_evaluated_with_their_own_statistics(data):
   program = make_program(data, optimizer="dog")
   state = program.init(0, None)
   state, _ = program.step(state, program.data, program.segment(0, 1, 0))
-  snapshot = program.snapshot(state, 0, 1)
-  first = jax.tree.leaves(snapshot.batch_stats)[0]
-  assert not np.array_equal(first, jax.tree.leaves(state.batch_stats)[0])
+  params = OPTIMIZERS["dog"].averaged_params(state.opt_state, state.params)
+  batch_stats = state.batch_stats
+  for batch in make_program(data, optimizer="dog").batches(0, 1):
+    images = program._normalize(batch["images"])
+    variables = {"params": params, "batch_stats": batch_stats}
+    _, updated = program._model.apply(
+      variables, images, train=True, mutable=["batch_stats"]
+    )
+    batch_stats = updated["batch_stats"]
+  found = program.snapshot(state, 0, 1).batch_stats
+  for a, b in zip(*map(jax.tree.leaves, (batch_stats, found)), strict=True):
+    # Compiled or not: roundings of float32 in sums over a batch's pixels.
+    np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-5)
+  first = jax.tree.leaves(found)[0]
+  assert not np.allclose(first, jax.tree.leaves(state.batch_stats)[0], rtol=1e-3)
 
 
 @pytest.mark.slow
-def test_a_mesh_trains_as_one_device_does(data, whole, tmp_path):
+def test_what_one_device_began_a_mesh_ends_with_about_the_same_losses(
+  data, whole, tmp_path
+):
   if jax.device_count() < 4:
     pytest.skip("needs four simulated devices")
   plan = make_plan(tmp_path, max_epochs=2)
@@ -366,11 +422,85 @@ def test_options_out_of_range_are_refused(data, tmp_path):
     ({"batch_size": 99}, "--batch-size must be at most 16, got 99."),
     ({"num_train": 99}, "--num-train, --num-validation, --num-test: at least one"),
     ({"batch_size": 7}, "--batch-size must be a multiple of --mesh-data, 2, got 7."),
-    ({"norm_parts": 3}, "--batch-size must be a multiple of --norm-parts, 3, got 8."),
+    ({"norm_parts": 2}, "--norm-parts must be 1 without batch normalisation"),
+    (
+      {"norm_parts": 3, "norm": "batch"},
+      "--batch-size must be a multiple of --norm-parts, 3, got 8.",
+    ),
   ):
     with pytest.raises(OptionError, match=text):
       workshop = Workshop(data, Machine(mesh_data=2))
       workshop.plan(dataclasses.replace(TINY, **changes), tmp_path)
+
+
+def test_heads_that_a_machine_can_not_split_are_refused_before_a_sweep(data, tmp_path):
+  workshop = Workshop(data, Machine(mesh_heads=4))
+  four = dataclasses.replace(TINY, num_heads=4)
+  workshop.plan(four, tmp_path)
+  with pytest.raises(OptionError, match="must divide the number of heads, 10, got 4."):
+    workshop.plan(TINY, tmp_path)
+  sgd = dataclasses.replace(four, optimizer="sgd", rate=0.1)
+  with pytest.raises(OptionError, match="must be 1 for --optimizer sgd, which has no"):
+    workshop.plan(sgd, tmp_path)
+  place = imagenet.Place(data, Machine(mesh_heads=2))
+  with pytest.raises(OptionError, match="must be 1 for --optimizer sgd, which has no"):
+    imagenet.Sweep("reduced", place, tmp_path / "out")()
+  assert not (tmp_path / "out").exists()
+
+
+def test_only_all_of_imagenet_is_called_real(data, tmp_path, monkeypatch):
+  monkeypatch.setattr(imagenet_experiments, "NUM_IMAGENET", 40)
+  monkeypatch.setattr(ImageFiles, "num_classes", 1000)
+
+  def is_real(**sizes):
+    experiment = dataclasses.replace(TINY, **{"num_train": None, **sizes})
+    return Workshop(data).plan(experiment, tmp_path).config["real_data"]
+
+  assert is_real()
+  for sizes in ({"num_train": 16}, {"num_validation": 4, "num_train": 30}):
+    assert not is_real(**sizes)
+  assert not is_real(num_test=10)
+
+
+@pytest.mark.slow
+def test_two_hosts_train_as_one(data, tmp_path):
+  """The whole command; each host has two of a mesh's four devices."""
+  with socket.socket() as sock:
+    sock.bind(("localhost", 0))
+    port = sock.getsockname()[1]
+  experiment = dataclasses.replace(TINY, num_heads=4, norm="batch", num_train=24)
+  command = [sys.executable, "-m", "benchmarks.imagenet", "run"]
+  for name in ("dataset", "network", "width", "norm", "image_size", "batch_size"):
+    command += [f"--{name.replace('_', '-')}", str(getattr(experiment, name))]
+  command += "--max-epochs 1 --num-train 24 --num-heads 4 --checkpoint-steps 2".split()
+  command += "--mesh-data 2 --mesh-heads 2 --num-hosts 2".split()
+  command += ["--data-dir", str(data), "--out", str(tmp_path / "out")]
+  command += ["--coordinator", f"localhost:{port}", "--host"]
+  environment = {
+    **os.environ,
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+    "JAX_PLATFORMS": "cpu",
+    "ALRAO_CACHE_DIR": str(tmp_path / "cache"),
+  }
+  hosts = [
+    subprocess.Popen([*command, str(host)], cwd=ROOT, env=environment)
+    for host in range(2)
+  ]
+  try:
+    assert [host.wait(timeout=500) for host in hosts] == [0, 0]
+  finally:
+    for host in hosts:
+      host.kill()
+  workshop = Workshop(data)
+  plan = workshop.plan(experiment, tmp_path / "one")
+  one = engine.train(workshop.program(experiment), plan, quiet())
+  (found,) = (tmp_path / "out").iterdir()
+  assert found.name == plan.path.name
+  two = records.read_summary(found)
+  assert two is not None
+  for name in ("train_loss", "validation_loss", "test_loss"):
+    # Three steps that differ by rounding.
+    assert two[name] == pytest.approx(one[name], rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -380,7 +510,8 @@ def test_options_out_of_range_are_refused(data, tmp_path):
     (["run", "--image-size", "32"], "--image-size must be at least 63, got 32."),
     (["run", "--optimizer", "sgd"], "--rate must be positive for --optimizer sgd"),
     (["run", "--data-dir", "/nowhere"], "no imagenet below /nowhere (no such folder)"),
-    (["run", "--num-hosts", "2"], "--num-hosts 2 takes a --coordinator"),
+    (["run", "--num-hosts", "2"], "--coordinator must be given with --num-hosts 2"),
+    (["run", "--host", "1"], "--coordinator must be given with --host 1, got none."),
     (["sweep", "--networks", "vgg19"], "vgg19"),
   ],
 )

@@ -16,7 +16,7 @@ from imagenet_cases import (
   write_shard,
 )
 
-from benchmarks.data import DataError, image_parquet
+from benchmarks.data import DataError, image_parquet, image_stream, imagenet
 from benchmarks.data.image_crops import (
   AREAS,
   RATIOS,
@@ -99,6 +99,23 @@ def test_other_data_of_other_names_is_left_alone(tmp_path):
   write_parquet(tmp_path / "imagenet-1k")
   assert find_images("imagenet", tmp_path).source.endswith("imagenet-1k")
   assert find_images("imagenette", tmp_path).source.endswith("imagenette")
+
+
+def test_a_folder_that_names_another_data_set_is_not_taken(tmp_path):
+  write_parquet(tmp_path / "imagenet" / "imagenette" / "data")
+  for place in (tmp_path, tmp_path / "imagenet" / "imagenette"):
+    with pytest.raises(DataError, match="no imagenet below"):
+      find_images("imagenet", place)
+  found = find_images("imagenette", tmp_path / "imagenet")
+  assert found.source.endswith("imagenette/data")
+
+
+def test_the_number_of_classes_of_another_data_set_is_refused(tmp_path, monkeypatch):
+  write_parquet(tmp_path)
+  monkeypatch.setitem(imagenet.NUM_CLASSES, "imagenette", 3)
+  assert find_images("imagenette", tmp_path).num_classes == 3
+  with pytest.raises(DataError, match="3 classes, as imagenette has, .* 1,000. Write"):
+    find_images("imagenet", tmp_path)
 
 
 def truncate(folder):
@@ -352,6 +369,25 @@ def test_a_damaged_image_is_replaced_by_another_of_its_batch(write, tmp_path):
   assert {name[-8:-4] for name in seen} <= {"/001", "/017", "001.", "017."}
 
 
+def test_hosts_replace_damaged_images_alike(tmp_path):
+  damaged = (1, 2, 3, 5, 8, 13, 21)
+  files = find_images("imagenette", write_parquet(tmp_path, damaged=damaged))
+  part = Part(files.train, np.arange(40))
+  corrupt = 0
+  for number in range(5):
+    whole = train_batches(part)[number]
+    shares = [train_batches(part, share=(index, 4))[number] for index in range(4)]
+    assert_same(whole, {x: np.concatenate([s[x] for s in shares]) for x in whole})
+    corrupt += whole["is_corrupt"].sum()
+  assert corrupt == len(damaged)
+
+
+def test_a_batch_of_damaged_images_alone_is_an_error(tmp_path):
+  files = find_images("imagenette", write_parquet(tmp_path, damaged=range(40)))
+  with pytest.raises(DataError, match="as are all images of its batch"):
+    train_batches(files.split(32)["train"])[0]
+
+
 def test_a_damaged_image_is_not_evaluated(tmp_path):
   files = find_images("imagenette", write_parquet(tmp_path, damaged=(2,)))
   batch = evaluation_batches(files.split()["test"])[0]
@@ -389,6 +425,36 @@ def test_windows_mix_groups_and_lose_nothing(files):
   assert all(len(set(groups[i : i + 14])) <= 4 for i in (0, 14, 28))
   other = shuffle(part, np.random.default_rng(1), window=14)
   assert not np.array_equal(order, other)
+
+
+def test_an_epoch_reads_hardly_any_row_group_twice(tmp_path, monkeypatch):
+  source = find_images("imagenette", write_parquet(tmp_path)).train
+  part = Part(source, np.arange(40))  # in six groups, of seven images at most
+  monkeypatch.setattr(image_stream, "WINDOW", 14)  # images of four groups at most
+  kept = [source.read(np.array([start])) and None for start in source.bounds[:-1]]
+  sizes = [column.nbytes for column in source._kept.values()]
+  assert len(sizes) == len(kept) == 6
+  monkeypatch.setattr(image_parquet, "MAX_KEPT", 4 * max(sizes))
+  source._open_none()
+  reads, read = [], source._read_group
+
+  def count(group, field):
+    reads.append(group)
+    return read(group, field)
+
+  monkeypatch.setattr(source, "_read_group", count)
+  batches = train_batches(part, batch_size=4)
+  for number in range(10):
+    batches[number]
+  # Each of the six once, and what three windows share at most once more.
+  assert set(reads) == set(range(6))
+  assert len(reads) <= 6 + 2
+
+
+def test_the_groups_of_a_window_of_imagenet_fit_in_memory():
+  # 1,281,167 images in 147.9 GB, in groups of about 100: two stick out of a window.
+  size = 147.9e9 / 1_281_167
+  assert (image_stream.WINDOW + 2 * 100) * size < image_parquet.MAX_KEPT
 
 
 @pytest.mark.parametrize("width, height", [(500, 375), (64, 64), (20, 300)])

@@ -170,6 +170,15 @@ def test_errors_say_what_to_write():
     alrao.head_shardings(optimizer, make_params(), make_mesh(), "model")
   with pytest.raises(ValueError, match="must have heads, .* got none"):
     alrao.head_shardings(optimizer, {"dense": jnp.ones(3)}, make_mesh())
+  explicit = jax.make_mesh((2, 2), ("data", "heads"), (AxisType.Explicit,) * 2)
+  for split in (
+    lambda: alrao.head_shardings(optimizer, make_params(), explicit),
+    lambda: alrao.tree_head_shardings(make_params(), explicit),
+  ):
+    with pytest.raises(
+      ValueError, match=r"type Auto, got Explicit, .*axis_types=\(jax.*Auto,\) \* 2"
+    ):
+      split()
   scalar = {"alrao_heads": jnp.ones([])}
   with pytest.raises(ValueError, match="heads on axis 0, got a scalar"):
     alrao.tree_head_shardings(scalar, make_mesh())

@@ -18,7 +18,9 @@ from benchmarks.data.parquet import (
   open_shard,
 )
 
-MAX_KEPT = 2**28  # bytes of row groups in memory, of each process that reads
+# Bytes of row groups in memory, of each process that reads; what the images of
+# `image_stream.WINDOW` and the ends of their groups fit in.
+MAX_KEPT = 2**28
 
 
 class ParquetImages:

@@ -1,7 +1,7 @@
 """Batches of decoded, randomly cropped images, by grain, in worker processes.
 
 A batch is a function of the run's seed and the batch's number alone, whatever the
-number of workers: a stream stands at a number, and goes on from any.
+number of workers and of hosts: a stream stands at a number, and goes on from any.
 """
 
 import multiprocessing
@@ -15,14 +15,20 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
+from benchmarks.data.dataset import DataError
 from benchmarks.data.image_crops import Box, centre_box, decode, random_box
 from benchmarks.data.imagenet import Part
 
 Batch = dict[str, np.ndarray]
+# Of an image's index, width and height: which box to keep, and whether to mirror it.
+Crop = Callable[[int, int, int], tuple[Box, bool]]
 
 # Images among which those of shards are mixed: a batch reads all row groups that it has
-# images of, so mixing further costs more reading. Row groups come in random order.
-WINDOW = 8192
+# images of, so mixing further costs more reading. Row groups come in random order. A
+# window's groups must fit in `image_parquet.MAX_KEPT`, or every batch reads them anew:
+# ImageNet's images have 115 kB each, in groups of about 100. Every process that reads
+# keeps its own.
+WINDOW = 2048
 
 
 class TrainBatches:
@@ -65,35 +71,50 @@ class TrainBatches:
   def __getitem__(self, number: int) -> Batch:
     """Returns ``images``, ``labels``, ``index`` and ``is_corrupt``, as `load` does.
 
-    What is corrupt has another image of the batch in its place.
+    What is corrupt has another image of the batch in its place, whoever loads that.
 
     Args:
       number: Of the batch.
+
+    Raises:
+      DataError: All images of the batch are damaged.
     """
     epoch, step = divmod(int(number), self.steps_per_epoch)
     order = self._epoch_order(epoch + 1)
     start = step * self._batch_size
-    indices = order[start : start + self._batch_size][self._rows]
+    whole = order[start : start + self._batch_size]
+    indices = whole[self._rows]
 
     def crop(index: int, width: int, height: int) -> tuple[Box, bool]:
-      rng = np.random.default_rng([self._seed, epoch + 1, index])
+      # Not `index`: a last 0 would give the generator of the epoch's order.
+      rng = np.random.default_rng([self._seed, epoch + 1, 1 + index])
       return random_box(rng, width, height), bool(rng.random() < 0.5)
 
     batch = load(self._part, indices, self._size, crop)
-    good = np.flatnonzero(~batch["is_corrupt"])
-    if good.size:
-      positions = np.arange(len(indices))
-      chosen = good[np.searchsorted(good, positions) % len(good)]
+    for position in np.flatnonzero(batch["is_corrupt"]):
+      key = [self._seed, epoch + 1, 1 + int(indices[position]), 1]
+      other = self._first_whole(np.random.default_rng(key).permutation(whole), crop)
       for name in ("images", "labels"):
-        batch[name] = batch[name][chosen]
+        batch[name][position] = other[name][0]
     return batch
+
+  def _first_whole(self, indices: np.ndarray, crop: Crop) -> Batch:
+    """The first of some images that is not damaged, as a batch."""
+    for index in indices:
+      found = load(self._part, np.array([index]), self._size, crop)
+      if not found["is_corrupt"][0]:
+        return found
+    raise DataError(
+      f"{self._part.source.name(int(indices[0]))}: damaged, or neither JPEG, PNG nor "
+      "WebP, as are all images of its batch; mend or remove them."
+    )
 
   def _epoch_order(self, epoch: int) -> np.ndarray:
     found = self._order
     if found[0] != epoch:
       rng = np.random.default_rng([self._seed, epoch])
       # One tuple, since a thread may ask for the next epoch meanwhile.
-      found = self._order = epoch, shuffle(self._part, rng)
+      found = self._order = epoch, shuffle(self._part, rng, WINDOW)
     return found[1]
 
 
@@ -223,7 +244,7 @@ def load(
   part: Part,
   indices: np.ndarray,
   size: int,
-  crop: Callable[[int, int, int], tuple[Box, bool]],
+  crop: Crop,
 ) -> Batch:
   """Reads, decodes, cuts out and resizes images.
 
@@ -231,8 +252,7 @@ def load(
     part: Of what.
     indices: (n,), of the source's images.
     size: Side of the result.
-    crop: Of an image's index, width and height, says which box to keep, and whether to
-      mirror it.
+    crop: Says which box of an image to keep, and whether to mirror it.
 
   Returns:
     ``images`` (n, size, size, 3), uint8; ``labels`` (n,), int32; their ``index`` (n,),
@@ -258,7 +278,7 @@ def load(
   }
 
 
-def shuffle(part: Part, rng: np.random.Generator, window: int = WINDOW) -> np.ndarray:
+def shuffle(part: Part, rng: np.random.Generator, window: int) -> np.ndarray:
   """Returns a part's indices in a random order that keeps reading cheap.
 
   Where images are read in groups, the groups come in random order, and images are mixed

@@ -14,8 +14,10 @@ from benchmarks.data.dataset import DataError, check_labels, resolve_data_dir
 
 Name = Literal["imagenet", "imagenette"]
 
-# What a folder's path must hold somewhere. The hub calls ImageNet imagenet-1k.
+# What a folder's path must hold somewhere, none of the others behind it. The hub calls
+# ImageNet imagenet-1k.
 NAMES = {"imagenet": r"imagenet(?!te)|ilsvrc", "imagenette": r"imagenette"}
+NUM_CLASSES = {"imagenet": 1000, "imagenette": 10}
 LAYOUTS = (
   (image_parquet, image_parquet.ParquetImages),
   (image_folder, image_folder.FolderImages),
@@ -164,18 +166,20 @@ def find_images(
   It may lie in Parquet shards as the Hugging Face hub has them
   (``train-00000-of-00294.parquet``, ..., ``validation-...``), or in folders
   ``train/<class>/`` and ``val/<class>/`` (or ``validation``) of JPEG or PNG files;
-  below a folder with its name in its path, or in `data_dir` itself.
+  below a folder with its name in its path, or in `data_dir` itself, unless this has the
+  other data set's name.
 
   Args:
     name: ``"imagenet"`` or ``"imagenette"``.
     data_dir: Where to look; by default as `benchmarks.data.load` does.
 
   Raises:
-    DataError: There is no such data, or a file of it is damaged.
+    DataError: There is no such data, it has as many classes as the other data set, or a
+      file of it is damaged.
   """
   place = resolve_data_dir(data_dir)
   without_test = None
-  for folder in _folders(place, NAMES[name]):
+  for folder in _folders(place, name):
     for layout, images in LAYOUTS:
       if not layout.has_split(folder, "train"):
         continue
@@ -183,6 +187,7 @@ def find_images(
       if held_out is not None:
         found = images(folder, "train"), images(folder, held_out)
         _check_classes(folder, *found)
+        _check_name(folder, name, _num_classes(found[0]))
         return ImageFiles(name, *found, str(folder))
       without_test = folder
   if without_test is not None:
@@ -198,19 +203,40 @@ def find_images(
   )
 
 
-def _folders(place: Path, pattern: str) -> Iterator[Path]:
-  """The folder itself, then those below with the pattern in their path."""
-  yield place
-  for name, subfolders, _ in os.walk(place, followlinks=True):
-    folder = Path(name)
+def _folders(place: Path, name: Name) -> Iterator[Path]:
+  """The folder itself, then those below whose path says that the data set is there."""
+  if _named(place.name) in (None, name):
+    yield place
+  for path, subfolders, _ in os.walk(place, followlinks=True):
+    folder = Path(path)
     depth = len(folder.relative_to(place).parts)
     # Nor into the folders of a thousand classes.
     if depth >= DEPTH or folder.name in ("train", *HELD_OUT):
       subfolders.clear()
     subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
     path = f"{place.name}/{folder.relative_to(place)}"
-    if folder != place and re.search(pattern, path, re.IGNORECASE):
+    if folder != place and _named(path) == name:
       yield folder
+
+
+def _named(path: str) -> str | None:
+  """The data set that a path names, the last one of several."""
+  ends = {
+    name: max((found.end() for found in re.finditer(pattern, path, re.I)), default=0)
+    for name, pattern in NAMES.items()
+  }
+  last = max(ends, key=lambda name: ends[name])
+  return last if ends[last] else None
+
+
+def _check_name(folder: Path, name: str, num_classes: int) -> None:
+  for other, number in NUM_CLASSES.items():
+    if other != name and num_classes == number:
+      raise DataError(
+        f"{folder}: {num_classes:,} classes, as {other} has, where {name} has "
+        f"{NUM_CLASSES[name]:,}. Write --dataset {other}, or name another folder "
+        "(--data-dir, ALRAO_DATA_DIR)."
+      )
 
 
 def _check_classes(folder: Path, train: ImageSource, held_out: ImageSource) -> None:
