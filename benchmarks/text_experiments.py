@@ -122,6 +122,7 @@ class Workshop:
       OptionError: The options make no experiment.
       DataError: The text is missing or damaged.
     """
+    experiment.check()  # before there need be any data
     text, whole = self._text(experiment), self._completed(experiment)
     config = {
       **dataclasses.asdict(whole),
