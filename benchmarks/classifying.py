@@ -107,7 +107,7 @@ class ClassifierProgram:
     self._has_batch_norm = "batch_stats" in shapes
     # Updates read key and rate from their state, so any will do here.
     self._update = optax.with_extra_args_support(
-      self._make_optimizer(jax.random.key(0), any_rate)
+      self.make_optimizer(jax.random.key(0), any_rate)
     ).update
     self.step = Loop(self._train_step, scan=scan)
     self._refresh = Loop(self._refresh_step, scan=scan)
@@ -124,7 +124,7 @@ class ClassifierProgram:
     init_key, rates_key, _ = _keys(seed)
     variables = fast_init(self._model, init_key, self._image)
     params = variables["params"]
-    opt_state = self._make_optimizer(rates_key, rate).init(params)
+    opt_state = self.make_optimizer(rates_key, rate).init(params)
     state = State(params, variables.get("batch_stats", {}), opt_state)
     # Some optimizers keep the first parameters, yet a buffer can be donated only once.
     return jax.device_put(jax.tree.map(np.array, state))
@@ -226,7 +226,13 @@ class ClassifierProgram:
       "count": jnp.sum(batch["valid"]),
     }
 
-  def _make_optimizer(self, key: jax.Array, rate: Any):
+  def make_optimizer(self, key: jax.Array, rate: Any) -> optax.GradientTransformation:
+    """Returns the optimizer.
+
+    Args:
+      key: Where Alrao's rates are drawn from.
+      rate: Learning rate, for optimizers that take one.
+    """
     return self._optimizer.make(
       Setting(key, rate, self._num_steps, self._has_batch_norm)
     )

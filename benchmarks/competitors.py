@@ -10,6 +10,7 @@ import rich.console
 import rich.progress
 
 import alrao_jax
+from benchmarks.costs import size
 from benchmarks.overhead_cases import AGAIN, SGD, Case, Contender
 
 Row = dict[str, Any]
@@ -29,6 +30,14 @@ class Competitor:
     """
     program = case.network.program(contender)
     state = program.init(0, RATE if contender.optimizer == "sgd" else None)
+    if contender.keep is not None:
+      params, opt_state = alrao_jax.collapse(
+        program.make_optimizer(jax.random.key(0), None),
+        state.params,
+        state.opt_state,
+        contender.keep,
+      )
+      state = state._replace(params=params, opt_state=opt_state)
     batch = jax.tree.map(lambda leaf: leaf[0], program.batches(0, 1))
     start = time.perf_counter()
     # Not the loop's own step, which counts its traces.
@@ -37,7 +46,7 @@ class Competitor:
     self._step = lowered.compile()
     self.costs = {
       "compile_seconds": time.perf_counter() - start,
-      "parameter_bytes": 4.0 * program.num_parameters,
+      "parameter_bytes": float(size(state.params)),
       "rates_bytes": _rates_bytes(state.opt_state),
       **_xla_costs(self._step),
       **_usual_costs(step, state, program.data, batch),

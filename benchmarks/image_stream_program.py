@@ -108,7 +108,7 @@ class ImageStreamProgram(ClassifierProgram):
     if self._mesh is None:
       return state
     if self._shardings is None:
-      optimizer = self._make_optimizer(jax.random.key(0), rate)
+      optimizer = self.make_optimizer(jax.random.key(0), rate)
       self._shardings = devices.state_shardings(self._mesh, optimizer, state)
       self.step = Loop(devices.pin(self._train_step, self._shardings), scan=False)
     return devices.place(state, self._shardings)

@@ -2,8 +2,10 @@
 
 from typing import Any, Literal, NamedTuple, Protocol
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.typing import DTypeLike
 
 from benchmarks.data.dataset import Split, Splits
@@ -23,11 +25,13 @@ class Contender(NamedTuple):
     label: Its name.
     optimizer: Its optimizer, of `benchmarks.optimizers`.
     num_heads: Number of heads; None for an ordinary output layer.
+    keep: Number of heads that are left when the time is taken; None for all.
   """
 
   label: str
   optimizer: str
   num_heads: int | None = None
+  keep: int | None = None
 
 
 SGD = Contender("SGD", "sgd")
@@ -50,6 +54,14 @@ def alrao(*num_heads: int) -> tuple[Contender, ...]:
   )
 
 
+class TimedProgram(Program, Protocol):
+  """A program whose optimizer can be asked for, to take heads out of its state."""
+
+  def make_optimizer(self, key: jax.Array, rate: Any) -> optax.GradientTransformation:
+    """Returns its optimizer."""
+    ...
+
+
 class Network(Protocol):
   """A network at one size, and one batch for it."""
 
@@ -58,7 +70,7 @@ class Network(Protocol):
     """What it is, for a table's heading."""
     ...
 
-  def program(self, contender: Contender) -> Program:
+  def program(self, contender: Contender) -> TimedProgram:
     """Returns the program of its benchmark, on one batch of noise.
 
     Args:
@@ -203,11 +215,13 @@ class Case(NamedTuple):
   steps: int = 1
 
 
-_TEN = alrao(10)
+# `alrao_jax.collapse` has left one of ten.
+COLLAPSED = Contender("Alrao, 1 head left of 10", "alrao", 10, keep=1)
+_TEN = (*alrao(10), COLLAPSED)
 _MLP = Images("mlp", 1.0, 128, 28, 1, norm="none")
 
 CASES = {
-  "mlp": Case(_MLP, alrao(1, 2, 5, 10, 20, 50) + PEERS, steps=20),
+  "mlp": Case(_MLP, (*alrao(1, 2, 5, 10, 20, 50), COLLAPSED, *PEERS), steps=20),
   "small_cnn": Case(Images("small_cnn"), _TEN + PEERS, steps=10),
   "googlenet_narrow": Case(Images("googlenet", 1 / 8), _TEN + PEERS),
   "mobilenet_v2_narrow": Case(Images("mobilenet_v2", 1 / 8), _TEN + PEERS),

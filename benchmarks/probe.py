@@ -11,13 +11,17 @@ empirical question, which `check` answers from the sweeps that have been measure
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import tyro
 
 from benchmarks import commands, engine, records, results
+from benchmarks.arena import runs as arena
+from benchmarks.arena.standings import result
+from benchmarks.arena.tasks import TASKS
 from benchmarks.cifar10 import Data
 from benchmarks.experiments import Experiment
 from benchmarks.planning import OptionError
@@ -70,48 +74,119 @@ class Run:
       display.say(f"suggested learning rate for plain SGD: {suggest(weights):.2g}")
 
 
+class Sweep(NamedTuple):
+  """A task on which SGD has been tried at several rates, and Alrao asked for one.
+
+  Attributes:
+    title: The task.
+    best_rate: SGD's best rate, by held-out loss.
+    suggestions: Of each run of Alrao.
+  """
+
+  title: str
+  best_rate: float
+  suggestions: list[float]
+
+
 @dataclasses.dataclass(frozen=True)
 class Check:
   """Compare suggestions with the best rates of measured sweeps."""
 
+  arena: Path = Path("benchmarks/arena/results")
+  """Folder of the arena's records: rates in half decades."""
   results: tuple[Path, ...] = (Path("benchmarks/results"),)
-  """Folders of records, searched with their subfolders."""
+  """Folders of the other records, searched with their subfolders: rates in decades."""
   epoch: int = 2
-  """The epoch of Alrao's runs whose posterior suggests."""
+  """The epoch of these runs whose posterior suggests; in the arena it is their end."""
+  out: Path = Path("benchmarks/PROBE.md")
+  """The file to write."""
 
   def __call__(self) -> None:
-    """Prints a table."""
-    found = results.load(self.results)
+    """Writes the tables, and prints them."""
+    found = results.load(self.results) if self.results else []
     tables = [table for tables in results.by_size(found) for table in tables]
-    print("\n".join(compare(tables, self.epoch)))
+    lines = [
+      "# Suggested rates",
+      "",
+      "What `python -m benchmarks.probe check` finds in the committed records: the "
+      "rate that the heads' posterior suggests, beside the best of those that plain "
+      "SGD was tried at, by held-out loss.",
+      "",
+      "## The arena, whole runs, SGD at rates in half decades",
+      "",
+      *compare(arena_sweeps(self.arena)),
+      "",
+      f"## Other tables, after epoch {self.epoch}, SGD at rates in whole decades",
+      "",
+      *compare(table_sweeps(tables, self.epoch)),
+    ]
+    text = "\n".join(lines) + "\n"
+    records.write_text(self.out, text)
+    print(text)
 
 
-def compare(tables: list[Table], epoch: int) -> list[str]:
+def compare(sweeps: Sequence[Sweep]) -> list[str]:
   """Returns a Markdown table: suggestions beside the best of SGD's rates.
+
+  Args:
+    sweeps: The tasks.
+  """
+  lines = [
+    "| task | best SGD rate | suggestions | off by decades, median |",
+    "| --- | --- | --- | --- |",
+  ]
+  off: list[float] = []
+  for sweep in sweeps:
+    decades = np.log10(np.array(sweep.suggestions) / sweep.best_rate)
+    off += decades.tolist()
+    suggestions = ", ".join(f"{rate:.2g}" for rate in sweep.suggestions)
+    lines.append(
+      f"| {sweep.title} | {sweep.best_rate:g} | {suggestions} | "
+      f"{np.median(decades):+.1f} |"
+    )
+  # Of a grid in half decades, the neighbours of the best rate are within one.
+  near = sum(abs(decades) <= 0.5 + 1e-9 for decades in off)
+  ending = (
+    f"{near} of {len(off)} suggestions are within half a decade of the best rate."
+  )
+  return [*lines, "", ending]
+
+
+def table_sweeps(tables: Sequence[Table], epoch: int) -> list[Sweep]:
+  """Returns the sweeps of the benchmarks' tables.
 
   Args:
     tables: Of measured runs; those without Alrao or SGD are passed over.
     epoch: The epoch of Alrao's runs whose posterior suggests, their last if they have
       fewer.
   """
-  lines = [
-    "| task | best SGD rate | suggestions | off by decades, median |",
-    "| --- | --- | --- | --- |",
-  ]
-  near = total = 0
-  for table in tables:
-    if table.alrao is None or table.best_sgd is None or table.best_sgd.rate is None:
-      continue
-    rates = [_suggested(run, epoch) for run in table.alrao.runs]
-    off = np.log10(np.array(rates) / table.best_sgd.rate)
-    near, total = near + np.sum(np.abs(off) <= 0.5), total + off.size
-    suggestions = ", ".join(f"{rate:.2g}" for rate in rates)
-    lines.append(
-      f"| {table.title} | {table.best_sgd.rate:g} | {suggestions} | "
-      f"{np.median(off):+.1f} |"
+  return [
+    Sweep(
+      table.title,
+      table.best_sgd.rate,
+      [_suggested(run, epoch) for run in table.alrao.runs],
     )
-  share = f"{near} of {total} suggestions are within half a decade of the best rate"
-  return [*lines, "", f"{share} (of a grid in whole decades), at epoch {epoch}."]
+    for table in tables
+    if table.alrao and table.best_sgd and table.best_sgd.rate is not None
+  ]
+
+
+def arena_sweeps(folder: Path) -> list[Sweep]:
+  """Returns the sweeps of the arena.
+
+  Args:
+    folder: Its records; tasks without Alrao or SGD are passed over.
+  """
+  found = []
+  for name, task in TASKS.items():
+    alrao, sgd = (
+      arena.load(folder / name / f"{method}.jsonl", task) for method in ("alrao", "sgd")
+    )
+    rate = result(sgd).rate if sgd else None
+    if alrao and rate is not None:
+      suggestions = [suggest(run["head_weights"]) for run in alrao]
+      found.append(Sweep(task.label, rate, suggestions))
+  return found
 
 
 def _suggested(run: RunRecords, epoch: int) -> float:

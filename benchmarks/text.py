@@ -111,7 +111,7 @@ class TextProgram:
     )
     # Updates read key and rate from their state, so any will do here.
     self._update = optax.with_extra_args_support(
-      self._make_optimizer(jax.random.key(0), 1.0)
+      self.make_optimizer(jax.random.key(0), 1.0)
     ).update
     self.step = Loop(self._train_step)
     self._evaluate = Loop(self._evaluate_step)
@@ -126,7 +126,7 @@ class TextProgram:
     """
     init_key, rates_key, _ = _keys(seed)
     params = jax.jit(self._model.init)(init_key, self._symbols, self._carry())["params"]
-    opt_state = self._make_optimizer(rates_key, rate).init(params)
+    opt_state = self.make_optimizer(rates_key, rate).init(params)
     state = State(params, self._carry(), opt_state)
     # Some optimizers keep the first parameters, yet a buffer can be donated only once.
     return jax.device_put(jax.tree.map(np.array, state))
@@ -272,7 +272,15 @@ class TextProgram:
     window = jax.lax.dynamic_slice_in_dim(symbols, start, self._length + 1, axis=1)
     return window[:, :-1], window[:, 1:]
 
-  def _make_optimizer(self, key: jax.Array, rate: float | None):
+  def make_optimizer(
+    self, key: jax.Array, rate: float | None
+  ) -> optax.GradientTransformation:
+    """Returns the optimizer.
+
+    Args:
+      key: Where Alrao's rates are drawn from.
+      rate: Learning rate, for optimizers that take one.
+    """
     optimizer = self._optimizer.make(Setting(key, rate, self._num_steps, False))
     before = []
     if self._clip is not None:

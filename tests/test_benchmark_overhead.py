@@ -21,7 +21,11 @@ from benchmarks.planning import OptionError
 
 CASE = Case(
   Images("mlp", 1 / 32, 8, 6, 1, norm="none"),
-  (*alrao(1, 4), Contender("Adam", "adam")),
+  (
+    *alrao(1, 4),
+    Contender("Alrao, 1 head left of 4", "alrao", 4, keep=1),
+    Contender("Adam", "adam"),
+  ),
   steps=2,
 )
 
@@ -38,6 +42,7 @@ def test_every_contender_has_a_row_relative_to_sgd(rows):
     "SGD again",
     "Alrao, 1 head",
     "Alrao, 4 heads",
+    "Alrao, 1 head left of 4",
     "Adam",
   ]
   sgd = rows[0]
@@ -55,6 +60,9 @@ def test_costs_are_those_of_the_networks(rows):
   assert four["parameter_bytes"] == 4 * (body + 4 * head)
   assert four["rates_bytes"] == 4 * (2 * 16 + 4)  # one a unit and one a head
   assert four["flops"] > by_label["Alrao, 1 head"]["flops"] > by_label["SGD"]["flops"]
+  # What is left after the others have gone is the same program as one head's.
+  for name in ("parameter_bytes", "rates_bytes", "flops", "bytes", "peak_bytes"):
+    assert by_label["Alrao, 1 head left of 4"][name] == by_label["Alrao, 1 head"][name]
   # Adam keeps two moments of every parameter.
   more = by_label["Adam"]["peak_bytes"] - by_label["SGD"]["peak_bytes"]
   assert more >= 2 * by_label["SGD"]["parameter_bytes"]

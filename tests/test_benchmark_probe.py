@@ -3,7 +3,8 @@
 import pytest
 from benchmark_cases import quiet
 
-from benchmarks import probe
+from benchmarks import probe, records
+from benchmarks.arena.tasks import TASKS as TASKS_OF_ARENA
 from benchmarks.experiments import Experiment
 from benchmarks.planning import OptionError
 from benchmarks.results import Row, RunRecords, Table
@@ -35,9 +36,29 @@ def test_suggestions_are_compared_with_the_best_rate():
       Row("sgd", 10.0, None, [run_of("sgd", loss=1.0)]),
     ],
   )
-  lines = probe.compare([table], epoch=5)
+  lines = probe.compare(probe.table_sweeps([table], epoch=5))
   assert lines[2] == "| net | 10 | 10, 0.01 | -1.5 |"
   assert lines[-1].startswith("1 of 2 suggestions")
+
+
+def test_the_arena_is_asked_too(tmp_path):
+  name, task = next(iter(TASKS_OF_ARENA.items()))
+  steps = [task.num_steps]
+  for method, runs in {
+    "alrao": [{"seed": 0, "rate": None, "head_weights": [0.0, 1.0, 0.0]}],
+    "sgd": [
+      {"seed": 0, "rate": rate, "validation_loss": [loss], "test_loss": [1.0]}
+      for rate, loss in ((0.01, 1.1), (0.03, 1.0))
+    ],
+  }.items():
+    common = {"kind": "summary", "steps": steps, "chance": 2.0}
+    path = tmp_path / name / f"{method}.jsonl"
+    records.write(path, [{**common, **run} for run in runs])
+  check = probe.Check(tmp_path, results=(), out=tmp_path / "PROBE.md")
+  check()
+  lines = check.out.read_text().splitlines()
+  assert f"| {task.label} | 0.03 | 0.01 | -0.5 |" in lines
+  assert "1 of 1 suggestions are within half a decade of the best rate." in lines
 
 
 def test_probe_prints_a_rate_and_refuses_other_optimizers(tmp_path, monkeypatch):

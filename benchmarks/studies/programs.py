@@ -41,7 +41,7 @@ class Collapsed(ImageProgram):
       rate: Likewise.
     """
     state, _ = self.step(super().init(seed, rate), self.data, super().batches(seed, 1))
-    optimizer = self._make_optimizer(jax.random.key(0), rate)
+    optimizer = self.make_optimizer(jax.random.key(0), rate)
     params, opt_state = alrao_jax.collapse(
       optimizer, state.params, state.opt_state, self._keep
     )
