@@ -19,7 +19,7 @@ from benchmarks.records import Record
 PyTree = Any
 
 NUM_POINTS = 8  # of a run's curve
-EVALUATION_BATCH = 500
+EVALUATION_BATCH = 100
 STATISTICS_BATCH = 500
 # All batch normalisation of `benchmarks.models` keeps .9 of its averages at a step, so
 # that from zero one batch leaves a tenth of its own statistics.
