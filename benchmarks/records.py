@@ -121,6 +121,30 @@ def conditions(found: Record) -> str:
   )
 
 
+def conditions_of_all(found: Iterable[Record]) -> str:
+  """Returns under what measurements of several days and commits were made.
+
+  Args:
+    found: The measurements, each with ``environment`` and ``date``.
+  """
+  found = list(found)
+  names = ("device", "cores", "jax", "flax", "optax", "alrao_jax", "commit")
+  parts = [
+    f"{name} {_distinct(record['environment'][name] for record in found)}"
+    for name in names
+  ]
+  return f"{', '.join(parts)}; {_distinct(record['date'] for record in found)}."
+
+
+def _distinct(values: Iterable[Any]) -> str:
+  return " and ".join(sorted({_short(str(value)) for value in values}))
+
+
+def _short(value: str) -> str:
+  # A commit's first digits, and the + of files that have changed since.
+  return value if len(value) <= 12 else value[:12] + "+" * value.endswith("+")
+
+
 def _commit() -> str:
   """The commit of this checkout, with a + if files have changed since; or unknown."""
   try:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import alrao_jax
+from benchmarks import records
 from benchmarks.arena import runs, sources
 from benchmarks.arena.__main__ import Run
 from benchmarks.arena.methods import METHODS, Method
@@ -142,6 +143,8 @@ def test_averaged_weights_are_evaluated_with_their_own_statistics():
 def make_run(seed, rate, validation, test, chance=2.0):
   return {
     "kind": "summary",
+    "date": "2020-01-02",
+    "environment": records.environment(),
     "seed": seed,
     "rate": rate,
     "steps": [50, 100],
@@ -201,6 +204,8 @@ def test_tables_rank_by_the_geometric_mean():
   first = text.split("## Equal steps")[1].splitlines()[4]
   assert first.startswith("| Adam, best of 7 rates | 1.000 | 1.000 | 1.000 | 1.000 | 0")
   assert "## Equal compute" in text
+  assert text.splitlines()[-1].startswith("`python -m benchmarks.arena run`; device ")
+  assert text.endswith("; 2020-01-02.\n")
   assert geometric_mean([2.0, 8.0]) == 4.0
 
 
@@ -209,21 +214,23 @@ def test_tables_without_runs_say_so():
 
 
 class FakeProgram:
-  """Records what it is asked to train."""
+  """Records what it is asked to train, and whether at once."""
 
   asked: list = []
+  together: list = []
 
-  def __init__(self, *_, **__):
-    pass
+  def __init__(self, *_, side_by_side, **__):
+    self.side_by_side = side_by_side
 
   def run(self, starts):
     FakeProgram.asked += starts
+    FakeProgram.together.append((self.side_by_side, len(starts)))
     return [{**make_run(*start, [1, 1], [1, None]), "seconds": 0.0} for start in starts]
 
 
 def test_only_missing_runs_are_trained_a_few_at_a_time(tmp_path, monkeypatch):
   monkeypatch.setattr(runs, "Program", FakeProgram)
-  FakeProgram.asked = []
+  FakeProgram.asked, FakeProgram.together = [], []
   task = DIGITS._replace(num_steps=100)
   method = Method(ADAM, (0.1, 0.2))
   train = functools.partial(
@@ -233,8 +240,13 @@ def test_only_missing_runs_are_trained_a_few_at_a_time(tmp_path, monkeypatch):
   assert FakeProgram.asked == [Start(s, r) for s in range(2) for r in method.rates]
   train(seeds=range(3))
   assert FakeProgram.asked[4:] == [Start(2, 0.1), Start(2, 0.2)]
+  # A CPU gains nothing by several at once, so that less is lost when it is stopped.
+  assert FakeProgram.together == [(False, 1)] * 6
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  train(seeds=range(8))
+  assert FakeProgram.together[6:] == [(True, runs.LANES), (True, 3)]
   kept = runs.load(tmp_path / "toy" / "adam.jsonl", task)
-  assert len(kept) == 6 and kept[0]["test_loss"] == [1, None]
+  assert len(kept) == 16 and kept[0]["test_loss"] == [1, None]
 
 
 def test_records_of_another_length_are_refused(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """The arena's runs and costs, measured once: a file for each task and method."""
 
+import datetime
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -68,6 +69,7 @@ def train(
       "task": task.name,
       "method": name,
       "environment": records.environment(),
+      "date": datetime.date.today().isoformat(),
     }
     kept += [{**about, **outcome} for outcome in outcomes]
     records.write(path, kept)
@@ -123,7 +125,12 @@ def measure_costs(
     for j in generator.permutation(len(names)):
       seconds[names[j]][i] = timers[names[j]]()
   ratios = {name: float(np.median(seconds[name] / seconds["sgd"])) for name in names}
-  about = {"kind": "summary", "task": task.name, "environment": records.environment()}
+  about = {
+    "kind": "summary",
+    "task": task.name,
+    "environment": records.environment(),
+    "date": datetime.date.today().isoformat(),
+  }
   milliseconds = {name: 1e3 * float(np.median(seconds[name])) / STEPS for name in names}
   rows = [
     {**about, "method": name, "ratio": ratios[name], "milliseconds": milliseconds[name]}

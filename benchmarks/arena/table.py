@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from benchmarks.arena.methods import METHODS
 from benchmarks.arena.problem import Task
 from benchmarks.arena.standings import Costs, Runs, geometric_mean, relative, result
+from benchmarks.records import conditions_of_all
 
 
 def tables(
@@ -57,6 +58,8 @@ def tables(
   lines += [
     f"- **{m.optimizer.label}**: {m.optimizer.source}" for m in METHODS.values()
   ]
+  used = [run for task in whole for kept in runs[task].values() for run in kept]
+  lines += ["", f"`python -m benchmarks.arena run`; {conditions_of_all(used)}"]
   return "\n".join(lines) + "\n"
 
 

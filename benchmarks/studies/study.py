@@ -1,12 +1,10 @@
 """What makes a dataclass of options a study: a command that writes what it finds."""
 
 import functools
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from benchmarks.planning import refuse
-from benchmarks.records import Record, write_text
+from benchmarks.records import Record, conditions_of_all, write_text
 from benchmarks.studies.arms import Images
 
 
@@ -62,24 +60,9 @@ class Study:
 
   def _conditions(self) -> list[str]:
     """What the numbers were measured on, and the command that makes them."""
-    names = ("device", "cores", "jax", "flax", "optax", "alrao_jax", "commit")
-    parts = [
-      f"{name} {_distinct(record['environment'][name] for record in self.used)}"
-      for name in names
-    ]
     return [
       f"{self.trained_on}; {self.spread}",
       "",
       f"`python -m benchmarks.studies {type(self).__name__.lower()}`; "
-      + f"{', '.join(parts)}; {_distinct(record['date'] for record in self.used)}.",
+      + conditions_of_all(self.used),
     ]
-
-
-def _distinct(values: Iterable[Any]) -> str:
-  """What records of one study say, which may be of several days and commits."""
-  return " and ".join(sorted({_short(str(value)) for value in values}))
-
-
-def _short(value: str) -> str:
-  # A commit's first digits, and the + of files that have changed since.
-  return value if len(value) <= 12 else value[:12] + "+" * value.endswith("+")
