@@ -83,25 +83,26 @@ def _curve(runs: list[RunRecords], name: str) -> np.ndarray:
 
 def _table(runs: list[RunRecords], single: list[RunRecords]) -> list[str]:
   lines = [
-    "| | last train loss | last held-out loss | the same less its least |",
-    "| --- | --- | --- | --- |",
-  ]
-  for label, found in _by_label(runs).items():
-    train, test = _curve(found, "train_loss"), _curve(found, "validation_loss")
-    lines.append(
-      f"| {label} | {train[-1]:.3f} | {test[-1]:.3f} | {test[-1] - test.min():.3f} |"
-    )
-  rises = []
-  for run in single:
-    test = _curve([run], "validation_loss")
-    rises.append(np.max(np.diff(test)[(len(test) - 1) // 2 :]))
-  lines += [
+    "A run's rise is the largest of its held-out loss from one epoch to the next, in "
+    "the later half.",
     "",
-    "Largest rise of the held-out loss from one epoch to the next in the later half, "
-    f"over {len(single)} runs: median {np.median(rises):.3f}, largest "
-    f"{np.max(rises):.3f}.",
+    "| | last train loss | last held-out loss | the same less its least | rise, median "
+    "| rise, largest |",
+    "| --- | --- | --- | --- | --- | --- |",
   ]
+  by_label = _by_label(runs)
+  by_label[f"{_label(single[0])}, {len(single)} runs"] = single
+  for label, found in by_label.items():
+    train, test = _curve(found, "train_loss"), _curve(found, "validation_loss")
+    rises = [_rise(run) for run in found]
+    cells = [train[-1], test[-1], test[-1] - test.min(), np.median(rises), max(rises)]
+    lines.append(" | ".join([f"| {label}", *(f"{x:.3f}" for x in cells)]) + " |")
   return lines
+
+
+def _rise(run: RunRecords) -> float:
+  losses = _curve([run], "validation_loss")
+  return float(np.max(np.diff(losses)[(len(losses) - 1) // 2 :]))
 
 
 def _draw(runs: list[RunRecords], single: list[RunRecords], path: Path) -> None:
