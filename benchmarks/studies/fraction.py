@@ -25,9 +25,7 @@ FRACTIONS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 class Fraction(Study):
   """Loss and accuracy against the fraction p of the units that learn."""
 
-  images: Annotated[Images, tyro.conf.arg(name="")] = Images(
-    num_train=10_000, epochs=10
-  )
+  images: Annotated[Images, tyro.conf.arg(name="")] = Images(num_train=10_000, epochs=5)
   seeds: int = 3
   """Number of runs of each."""
   rate: float = 0.1
