@@ -54,6 +54,15 @@ def alrao(*num_heads: int) -> tuple[Contender, ...]:
   )
 
 
+def collapsed(num_heads: int) -> Contender:
+  """Returns Alrao after `alrao_jax.collapse` has left one head.
+
+  Args:
+    num_heads: How many there were.
+  """
+  return Contender(f"Alrao, 1 head left of {num_heads}", "alrao", num_heads, keep=1)
+
+
 class TimedProgram(Program, Protocol):
   """A program whose optimizer can be asked for, to take heads out of its state."""
 
@@ -215,25 +224,24 @@ class Case(NamedTuple):
   steps: int = 1
 
 
-# `alrao_jax.collapse` has left one of ten.
-COLLAPSED = Contender("Alrao, 1 head left of 10", "alrao", 10, keep=1)
-_TEN = (*alrao(10), COLLAPSED)
+_COLLAPSED = collapsed(10)
+_ALRAO = (*alrao(10), _COLLAPSED)
 _MLP = Images("mlp", 1.0, 128, 28, 1, norm="none")
 
 CASES = {
-  "mlp": Case(_MLP, (*alrao(1, 2, 5, 10, 20, 50), COLLAPSED, *PEERS), steps=20),
-  "small_cnn": Case(Images("small_cnn"), _TEN + PEERS, steps=10),
-  "googlenet_narrow": Case(Images("googlenet", 1 / 8), _TEN + PEERS),
-  "mobilenet_v2_narrow": Case(Images("mobilenet_v2", 1 / 8), _TEN + PEERS),
-  "vgg19_narrow": Case(Images("vgg19", 1 / 4), _TEN + PEERS),
-  "lstm": Case(Symbols("lstm", 70), _TEN + PEERS),
-  "decoder": Case(Symbols("decoder", 128), _TEN + PEERS),
-  "googlenet": Case(Images("googlenet"), _TEN),
-  "mobilenet_v2": Case(Images("mobilenet_v2"), _TEN),
-  "vgg19": Case(Images("vgg19"), _TEN),
+  "mlp": Case(_MLP, (*alrao(1, 2, 5, 10, 20, 50), _COLLAPSED, *PEERS), steps=20),
+  "small_cnn": Case(Images("small_cnn"), _ALRAO + PEERS, steps=10),
+  "googlenet_narrow": Case(Images("googlenet", 1 / 8), _ALRAO + PEERS),
+  "mobilenet_v2_narrow": Case(Images("mobilenet_v2", 1 / 8), _ALRAO + PEERS),
+  "vgg19_narrow": Case(Images("vgg19", 1 / 4), _ALRAO + PEERS),
+  "lstm": Case(Symbols("lstm", 70), _ALRAO + PEERS),
+  "decoder": Case(Symbols("decoder", 128), _ALRAO + PEERS),
+  "googlenet": Case(Images("googlenet"), _ALRAO),
+  "mobilenet_v2": Case(Images("mobilenet_v2"), _ALRAO),
+  "vgg19": Case(Images("vgg19"), _ALRAO),
   # For accelerators.
-  "googlenet_bfloat16": Case(Images("googlenet", dtype=jnp.bfloat16), _TEN),
-  "mobilenet_v2_bfloat16": Case(Images("mobilenet_v2", dtype=jnp.bfloat16), _TEN),
-  "vgg19_bfloat16": Case(Images("vgg19", dtype=jnp.bfloat16), _TEN),
-  "lstm_words": Case(Symbols("lstm", 70, 10_000, "words", chunks=20), _TEN),
+  "googlenet_bfloat16": Case(Images("googlenet", dtype=jnp.bfloat16), _ALRAO),
+  "mobilenet_v2_bfloat16": Case(Images("mobilenet_v2", dtype=jnp.bfloat16), _ALRAO),
+  "vgg19_bfloat16": Case(Images("vgg19", dtype=jnp.bfloat16), _ALRAO),
+  "lstm_words": Case(Symbols("lstm", 70, 10_000, "words", chunks=20), _ALRAO),
 }

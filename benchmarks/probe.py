@@ -19,7 +19,7 @@ import numpy as np
 import tyro
 
 from benchmarks import commands, engine, records, results
-from benchmarks.arena import runs as arena
+from benchmarks.arena.runs import load
 from benchmarks.arena.standings import result
 from benchmarks.arena.tasks import TASKS
 from benchmarks.cifar10 import Data
@@ -74,7 +74,7 @@ class Run:
       display.say(f"suggested learning rate for plain SGD: {suggest(weights):.2g}")
 
 
-class Sweep(NamedTuple):
+class Comparison(NamedTuple):
   """A task on which SGD has been tried at several rates, and Alrao asked for one.
 
   Attributes:
@@ -97,7 +97,8 @@ class Check:
   results: tuple[Path, ...] = (Path("benchmarks/results"),)
   """Folders of the other records, searched with their subfolders: rates in decades."""
   epoch: int = 2
-  """The epoch of these runs whose posterior suggests; in the arena it is their end."""
+  """The epoch after which runs in --results suggest; runs of the arena suggest at
+  their end."""
   out: Path = Path("benchmarks/PROBE.md")
   """The file to write."""
 
@@ -125,12 +126,14 @@ class Check:
     print(text)
 
 
-def compare(sweeps: Sequence[Sweep]) -> list[str]:
+def compare(sweeps: Sequence[Comparison]) -> list[str]:
   """Returns a Markdown table: suggestions beside the best of SGD's rates.
 
   Args:
     sweeps: The tasks.
   """
+  if not sweeps:
+    return ["Not measured yet."]
   lines = [
     "| task | best SGD rate | suggestions | off by decades, median |",
     "| --- | --- | --- | --- |",
@@ -144,15 +147,14 @@ def compare(sweeps: Sequence[Sweep]) -> list[str]:
       f"| {sweep.title} | {sweep.best_rate:g} | {suggestions} | "
       f"{np.median(decades):+.1f} |"
     )
-  # Of a grid in half decades, the neighbours of the best rate are within one.
-  near = sum(abs(decades) <= 0.5 + 1e-9 for decades in off)
+  near = sum(abs(decades) <= 0.5 for decades in off)
   ending = (
     f"{near} of {len(off)} suggestions are within half a decade of the best rate."
   )
   return [*lines, "", ending]
 
 
-def table_sweeps(tables: Sequence[Table], epoch: int) -> list[Sweep]:
+def table_sweeps(tables: Sequence[Table], epoch: int) -> list[Comparison]:
   """Returns the sweeps of the benchmarks' tables.
 
   Args:
@@ -161,7 +163,7 @@ def table_sweeps(tables: Sequence[Table], epoch: int) -> list[Sweep]:
       fewer.
   """
   return [
-    Sweep(
+    Comparison(
       table.title,
       table.best_sgd.rate,
       [_suggested(run, epoch) for run in table.alrao.runs],
@@ -171,7 +173,7 @@ def table_sweeps(tables: Sequence[Table], epoch: int) -> list[Sweep]:
   ]
 
 
-def arena_sweeps(folder: Path) -> list[Sweep]:
+def arena_sweeps(folder: Path) -> list[Comparison]:
   """Returns the sweeps of the arena.
 
   Args:
@@ -180,12 +182,12 @@ def arena_sweeps(folder: Path) -> list[Sweep]:
   found = []
   for name, task in TASKS.items():
     alrao, sgd = (
-      arena.load(folder / name / f"{method}.jsonl", task) for method in ("alrao", "sgd")
+      load(folder / name / f"{method}.jsonl", task) for method in ("alrao", "sgd")
     )
     rate = result(sgd).rate if sgd else None
     if alrao and rate is not None:
       suggestions = [suggest(run["head_weights"]) for run in alrao]
-      found.append(Sweep(task.label, rate, suggestions))
+      found.append(Comparison(task.label, rate, suggestions))
   return found
 
 

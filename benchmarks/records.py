@@ -111,14 +111,8 @@ def conditions(found: Record) -> str:
     found: The measurement, with ``environment`` and ``date``; ``rounds`` and ``steps``
       where it has them.
   """
-  names = ("device", "cores", "jax", "flax", "optax", "torch", "alrao_jax", "commit")
-  known = found["environment"]
-  parts = [f"{name} {str(known[name])[:12]}" for name in names if name in known]
   counts = [f"{found[name]} {name}" for name in ("rounds", "steps") if name in found]
-  return (
-    "; ".join([*filter(None, [" of ".join(counts)]), ", ".join(parts), found["date"]])
-    + "."
-  )
+  return "; ".join([*filter(None, [" of ".join(counts)]), conditions_of_all([found])])
 
 
 def conditions_of_all(found: Iterable[Record]) -> str:
@@ -128,21 +122,20 @@ def conditions_of_all(found: Iterable[Record]) -> str:
     found: The measurements, each with ``environment`` and ``date``.
   """
   found = list(found)
-  names = ("device", "cores", "jax", "flax", "optax", "alrao_jax", "commit")
-  parts = [
-    f"{name} {_distinct(record['environment'][name] for record in found)}"
-    for name in names
-  ]
-  return f"{', '.join(parts)}; {_distinct(record['date'] for record in found)}."
+  names = ("device", "cores", "jax", "flax", "optax", "torch", "alrao_jax", "commit")
+  parts = []
+  for name in names:
+    values = [each["environment"].get(name) for each in found]
+    known = sorted({_short(name, value) for value in values if value is not None})
+    parts += [f"{name} {' and '.join(known)}"] if known else []
+  dates = " and ".join(sorted({each["date"] for each in found}))
+  return f"{', '.join(parts)}; {dates}."
 
 
-def _distinct(values: Iterable[Any]) -> str:
-  return " and ".join(sorted({_short(str(value)) for value in values}))
-
-
-def _short(value: str) -> str:
+def _short(name: str, value: Any) -> str:
   # A commit's first digits, and the + of files that have changed since.
-  return value if len(value) <= 12 else value[:12] + "+" * value.endswith("+")
+  value = str(value)
+  return value[:12] + "+" * value.endswith("+") if name == "commit" else value
 
 
 def _commit() -> str:

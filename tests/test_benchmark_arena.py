@@ -199,13 +199,17 @@ def test_tables_rank_by_the_geometric_mean():
     }
     for task in ("vgg", "gru")
   }
-  costs = {task: dict.fromkeys(METHODS, 2.0) for task in found}
-  text = tables(TASKS, found, costs)
+  measured = {"environment": records.environment(), "date": "2021-03-04"}
+  rows = [{"method": name, "ratio": 2.0, **measured} for name in METHODS]
+  text = tables(TASKS, found, dict.fromkeys(found, rows))
   first = text.split("## Equal steps")[1].splitlines()[4]
   assert first.startswith("| Adam, best of 7 rates | 1.000 | 1.000 | 1.000 | 1.000 | 0")
   assert "## Equal compute" in text
-  assert text.splitlines()[-1].startswith("`python -m benchmarks.arena run`; device ")
-  assert text.endswith("; 2020-01-02.\n")
+  runs_line, times_line = text.splitlines()[-2:]
+  assert runs_line.startswith("`python -m benchmarks.arena run`; device ")
+  assert runs_line.endswith("; 2020-01-02.")
+  assert times_line.startswith("Times of steps: device ")
+  assert times_line.endswith("; 2021-03-04.")
   assert geometric_mean([2.0, 8.0]) == 4.0
 
 
@@ -230,6 +234,7 @@ class FakeProgram:
 
 def test_only_missing_runs_are_trained_a_few_at_a_time(tmp_path, monkeypatch):
   monkeypatch.setattr(runs, "Program", FakeProgram)
+  monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
   FakeProgram.asked, FakeProgram.together = [], []
   task = DIGITS._replace(num_steps=100)
   method = Method(ADAM, (0.1, 0.2))
@@ -240,7 +245,7 @@ def test_only_missing_runs_are_trained_a_few_at_a_time(tmp_path, monkeypatch):
   assert FakeProgram.asked == [Start(s, r) for s in range(2) for r in method.rates]
   train(seeds=range(3))
   assert FakeProgram.asked[4:] == [Start(2, 0.1), Start(2, 0.2)]
-  # A CPU gains nothing by several at once, so that less is lost when it is stopped.
+  # One at a time on a CPU, where several at once gain nothing; a kill loses one run.
   assert FakeProgram.together == [(False, 1)] * 6
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
   train(seeds=range(8))

@@ -16,14 +16,22 @@ from benchmarks import (
   records,
   torch_steps,
 )
-from benchmarks.overhead_cases import SGD, Case, Contender, Images, Symbols, alrao
+from benchmarks.overhead_cases import (
+  SGD,
+  Case,
+  Contender,
+  Images,
+  Symbols,
+  alrao,
+  collapsed,
+)
 from benchmarks.planning import OptionError
 
 CASE = Case(
   Images("mlp", 1 / 32, 8, 6, 1, norm="none"),
   (
     *alrao(1, 4),
-    Contender("Alrao, 1 head left of 4", "alrao", 4, keep=1),
+    collapsed(4),
     Contender("Adam", "adam"),
   ),
   steps=2,

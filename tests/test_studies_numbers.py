@@ -1,6 +1,7 @@
 """The numbers of the control experiments, from canned records."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from benchmark_cases import quiet
 import alrao_jax
 from benchmarks.optimizers import OPTIMIZERS
 from benchmarks.results import RunRecords
-from benchmarks.studies import ablation, guard, ranking, shortlist
+from benchmarks.studies import ablation, adam, guard, ranking, shortlist
 from benchmarks.studies.architectures import CIFAR10, DIGITS
 from benchmarks.studies.arms import Images, share, threshold
 from benchmarks.studies.runner import Arm
@@ -183,3 +184,13 @@ def test_ablation_says_how_many_runs_of_an_arm_failed_and_how_sure_it_is():
   # Student's t of two degrees of freedom: 4.303 * .1 / 3 ** .5 = .248.
   assert row.endswith("| +0.200 ± 0.100 (-0.048 to +0.448) |")
   assert lost.endswith("| 1 of 3 failed |")
+
+
+def test_a_rise_is_the_largest_in_the_later_half_and_nan_of_one_epoch():
+  def rise(*losses):
+    return adam._rise(RunRecords({}, [{"validation_loss": loss} for loss in losses]))
+
+  assert rise(1.0, 3.0, 2.0, 2.5, 2.25) == 0.5
+  assert rise(3.0, 2.0, 1.0) == -1.0
+  assert math.isnan(rise(1.0))
+  assert math.isnan(rise(1.0, 1.0, None, 1.0))

@@ -79,7 +79,7 @@ class Report:
 
   def __call__(self) -> None:
     """Writes the tables, and prints them."""
-    found, costs = {}, {}
+    found, timings = {}, {}
     for name, task in TASKS.items():
       kept = {
         method: runs.load(self.results / name / f"{method}.jsonl", task)
@@ -88,8 +88,8 @@ class Report:
       found[name] = {method: runs_ for method, runs_ in kept.items() if runs_}
       path = self.results / name / "costs.jsonl"
       if path.exists():
-        costs[name] = {row["method"]: row["ratio"] for row in records.read(path)}
-    text = tables(TASKS, found, costs)
+        timings[name] = records.read(path)
+    text = tables(TASKS, found, timings)
     records.write_text(self.out, text)
     print(text)
 

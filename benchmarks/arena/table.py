@@ -5,18 +5,20 @@ from collections.abc import Mapping, Sequence
 from benchmarks.arena.methods import METHODS
 from benchmarks.arena.problem import Task
 from benchmarks.arena.standings import Costs, Runs, geometric_mean, relative, result
-from benchmarks.records import conditions_of_all
+from benchmarks.records import Record, conditions_of_all
 
 
 def tables(
-  tasks: Mapping[str, Task], runs: Mapping[str, Runs], costs: Mapping[str, Costs]
+  tasks: Mapping[str, Task],
+  runs: Mapping[str, Runs],
+  timings: Mapping[str, Sequence[Record]],
 ) -> str:
   """Returns the tables of what has been measured.
 
   Args:
     tasks: The tasks, by name.
     runs: Their runs, by task and method; tasks with a method missing are left out.
-    costs: Times of steps in SGD's, by task and method.
+    timings: What timing the steps of a task gave, a record for each method.
   """
   whole = [name for name in tasks if set(runs.get(name, {})) == set(METHODS)]
   lines = ["# Arena", ""]
@@ -37,7 +39,10 @@ def tables(
   }
   equal_steps = {task: relative(runs[task], tuned) for task in whole}
   lines += _section("Equal steps", labels, whole, equal_steps, failures)
-  if all(task in costs for task in whole):
+  if all(task in timings for task in whole):
+    costs: dict[str, Costs] = {
+      task: {row["method"]: row["ratio"] for row in timings[task]} for task in whole
+    }
     equal_compute = {task: relative(runs[task], tuned, costs[task]) for task in whole}
     lines += _section("Equal compute", labels, whole, equal_compute, failures)
     lines += ["", "## Time of a step, in SGD's", ""]
@@ -60,6 +65,9 @@ def tables(
   ]
   used = [run for task in whole for kept in runs[task].values() for run in kept]
   lines += ["", f"`python -m benchmarks.arena run`; {conditions_of_all(used)}"]
+  timed = [row for task in whole for row in timings.get(task, ())]
+  if timed:
+    lines.append(f"Times of steps: {conditions_of_all(timed)}")
   return "\n".join(lines) + "\n"
 
 

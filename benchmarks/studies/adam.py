@@ -5,6 +5,7 @@ oscillates or overfits late.
 """
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -36,6 +37,14 @@ class Adam(Study):
   """Number of runs of Alrao on Adam, on the second interval."""
   out: Path = Path("out/studies/adam")
   """Folder for records, numbers and picture."""
+
+  @property
+  def spread(self) -> str:
+    """How many runs there are, and how they are summed up."""
+    return (
+      f"{self.seeds} seeds, {self.single_runs} of the last row; losses are means over "
+      "them, and not a number where one is not finite."
+    )
 
   def measure(self) -> list[str]:
     """Trains what is missing; writes the picture; returns its numbers.
@@ -95,14 +104,21 @@ def _table(runs: list[RunRecords], single: list[RunRecords]) -> list[str]:
   for label, found in by_label.items():
     train, test = _curve(found, "train_loss"), _curve(found, "validation_loss")
     rises = [_rise(run) for run in found]
-    cells = [train[-1], test[-1], test[-1] - test.min(), np.median(rises), max(rises)]
+    cells = [
+      train[-1],
+      test[-1],
+      test[-1] - test.min(),
+      np.median(rises),
+      np.max(rises),
+    ]
     lines.append(" | ".join([f"| {label}", *(f"{x:.3f}" for x in cells)]) + " |")
   return lines
 
 
 def _rise(run: RunRecords) -> float:
-  losses = _curve([run], "validation_loss")
-  return float(np.max(np.diff(losses)[(len(losses) - 1) // 2 :]))
+  """The largest rise from one epoch to the next in the later half; nan without two."""
+  rises = np.diff(_curve([run], "validation_loss"))
+  return float(np.max(rises[len(rises) // 2 :])) if rises.size else math.nan
 
 
 def _draw(runs: list[RunRecords], single: list[RunRecords], path: Path) -> None:
