@@ -135,21 +135,25 @@ def compare(sweeps: Sequence[Comparison]) -> list[str]:
   if not sweeps:
     return ["Not measured yet."]
   lines = [
-    "| task | best SGD rate | suggestions | off by decades, median |",
-    "| --- | --- | --- | --- |",
+    "| task | best SGD rate | suggestion, median | least to largest | runs | off by "
+    "decades, median |",
+    "| --- | --- | --- | --- | --- | --- |",
   ]
   off: list[float] = []
+  medians: list[float] = []
   for sweep in sweeps:
-    decades = np.log10(np.array(sweep.suggestions) / sweep.best_rate)
+    rates = np.array(sweep.suggestions)
+    decades = np.log10(rates / sweep.best_rate)
     off += decades.tolist()
-    suggestions = ", ".join(f"{rate:.2g}" for rate in sweep.suggestions)
+    medians.append(float(np.median(decades)))
     lines.append(
-      f"| {sweep.title} | {sweep.best_rate:g} | {suggestions} | "
-      f"{np.median(decades):+.1f} |"
+      f"| {sweep.title} | {sweep.best_rate:g} | {np.median(rates):.2g} | "
+      f"{rates.min():.2g} to {rates.max():.2g} | {rates.size} | {medians[-1]:+.1f} |"
     )
-  near = sum(abs(decades) <= 0.5 for decades in off)
+  near, near_medians = (sum(abs(d) <= 0.5 for d in each) for each in (off, medians))
   ending = (
-    f"{near} of {len(off)} suggestions are within half a decade of the best rate."
+    f"{near} of {len(off)} suggestions, and the median of {near_medians} of "
+    f"{len(medians)} tasks, are within half a decade of the best rate."
   )
   return [*lines, "", ending]
 

@@ -37,8 +37,11 @@ def test_suggestions_are_compared_with_the_best_rate():
     ],
   )
   lines = probe.compare(probe.table_sweeps([table], epoch=5))
-  assert lines[2] == "| net | 10 | 10, 0.01 | -1.5 |"
-  assert lines[-1].startswith("1 of 2 suggestions")
+  assert lines[2] == "| net | 10 | 5 | 0.01 to 10 | 2 | -1.5 |"
+  assert lines[-1] == (
+    "1 of 2 suggestions, and the median of 0 of 1 tasks, are within half a decade of "
+    "the best rate."
+  )
 
 
 def test_the_arena_is_asked_too(tmp_path):
@@ -57,8 +60,10 @@ def test_the_arena_is_asked_too(tmp_path):
   check = probe.Check(tmp_path, results=(), out=tmp_path / "PROBE.md")
   check()
   lines = check.out.read_text().splitlines()
-  assert f"| {task.label} | 0.03 | 0.01 | -0.5 |" in lines
-  assert "1 of 1 suggestions are within half a decade of the best rate." in lines
+  assert f"| {task.label} | 0.03 | 0.01 | 0.01 to 0.01 | 1 | -0.5 |" in lines
+  assert any(
+    line.startswith("1 of 1 suggestions, and the median of 1 of 1") for line in lines
+  )
 
 
 def test_probe_prints_a_rate_and_refuses_other_optimizers(tmp_path, monkeypatch):
