@@ -24,7 +24,12 @@ class Method(NamedTuple):
 METHODS = {
   **{name: Method(OPTIMIZERS[name]) for name in ("schedule_free_alrao", "alrao")},
   **{name: Method(OPTIMIZERS[name]) for name in PEERS},
-  "sgd": Method(OPTIMIZERS["sgd"]._replace(label="SGD, best of 7 rates"), SGD_RATES),
+  "sgd": Method(
+    OPTIMIZERS["sgd"]._replace(
+      label="SGD, best of 7 rates", source="No momentum; rates in half decades."
+    ),
+    SGD_RATES,
+  ),
   "adam": Method(
     ADAM._replace(
       label="Adam, best of 7 rates", source="Adam's betas; rates in half decades."

@@ -45,6 +45,13 @@ def tables(
     }
     equal_compute = {task: relative(runs[task], tuned, costs[task]) for task in whole}
     lines += _section("Equal compute", labels, whole, equal_compute, failures)
+    lines += [
+      "",
+      "What a run has reached when SGD's steps would have taken their whole time, read "
+      "off its curve, which has eight points, and before the first one is a line from "
+      "the loss of knowing nothing: rough for steps many times as long. The seven runs "
+      "of a tuned optimizer count as one.",
+    ]
     lines += ["", "## Time of a step, in SGD's", ""]
     lines += [_row("method", *labels), _row(*["---"] * (len(labels) + 1))]
     for name, method in METHODS.items():
