@@ -40,7 +40,7 @@ def test_suggestions_are_compared_with_the_best_rate():
   assert lines[2] == "| net | 10 | 5 | 0.01 to 10 | 2 | -1.5 |"
   assert lines[-1] == (
     "1 of 2 suggestions, and the median of 0 of 1 tasks, are within half a decade of "
-    "the best rate."
+    "the best rate; of so many guesses of 0.1, 0 would be."
   )
 
 
