@@ -1,5 +1,6 @@
 """Records of runs -> RESULTS.md and its pictures."""
 
+import collections
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -42,14 +43,16 @@ def write(folders: Iterable[Path], out: Path) -> Path:
     RecordError: A file is damaged, or no run has ended.
   """
   runs = results.load(folders)
-  lines = ["# Results", "", HOW_TO_READ]
+  lines, drawn = ["# Results", "", HOW_TO_READ], collections.Counter()
   for number, tables in enumerate(results.by_size(runs), 1):
     found = [run for table in tables for row in table.rows for run in row.runs]
     task, config = found[0].task, found[0].config
     lines += [f"## {number}. {task.title}: {task.size.format(**config)}", ""]
     lines += _conditions(found)
     for table in tables:
-      name = f"{number}-{table.title.replace(' ', '-').replace(',', '')}.png"
+      name = table.title.replace(" ", "-").replace(",", "")
+      drawn[name] += 1
+      name += f"-{drawn[name]}.png" if drawn[name] > 1 else ".png"
       figures.draw(table, out / "figures" / name)
       lines += [f"### {table.title}", "", *_table_1(table), ""]
       lines += [*_findings(table), "", f"![{table.title}](figures/{name})", ""]
@@ -184,18 +187,26 @@ def _findings(table: Table) -> list[str]:
 
 
 def _table_2(runs: list[RunRecords]) -> list[str]:
-  counts: dict[tuple, list[int | None]] = {}
+  counts: dict[tuple, tuple[set[int], dict[int, int]]] = {}
   for run in runs:
     title = run.task.table_title(run.config)
     known = papers.TABLE_2.get(title.removesuffix(", width 1"), (0, 0))
-    row = counts.setdefault((title, *known), [None, None])
-    row[run.config["num_heads"] is not None] = run.summary["num_parameters"]
+    ordinary, with_heads = counts.setdefault((title, *known), (set(), {}))
+    num_parameters, num_heads = run.summary["num_parameters"], run.config["num_heads"]
+    if num_heads is None:
+      ordinary.add(num_parameters)
+    else:
+      with_heads[num_heads] = num_parameters
   lines = [
-    "| network | ordinary | with Alrao's heads | papers: ordinary | papers: 10 heads |",
+    "| network | ordinary | with (n) heads | papers: ordinary | papers: 10 heads |",
     "| --- | --- | --- | --- | --- |",
   ]
-  for (title, *known), ours in sorted(counts.items()):
-    cells = [f"{count:,}" if count else "" for count in [*ours, *known]]
+  for (title, *known), (ordinary, with_heads) in sorted(counts.items()):
+    cells = [
+      ", ".join(f"{count:,}" for count in sorted(ordinary)),
+      ", ".join(f"{with_heads[n]:,} ({n})" for n in sorted(with_heads)),
+      *(f"{count:,}" if count else "" for count in known),
+    ]
     lines.append(f"| {title} | " + " | ".join(cells) + " |")
   return lines
 

@@ -225,7 +225,7 @@ def test_report_has_ours_beside_the_papers(table_text):
   (other,) = rows_of(table_text, "SGD 0.1")
   assert other[:6] == ["SGD 0.1", "1", "1", "0.500", "90.00", "-15.00"]
   (vgg,) = rows_of(table_text, "vgg19, width 1")
-  assert vgg[1:] == ["20,040,522", "20,086,692", "20,040,522", "20,086,692"]
+  assert vgg[1:] == ["20,040,522", "20,086,692 (10)", "20,040,522", "20,086,692"]
 
 
 def test_report_counts_what_did_not_learn_and_what_failed(table_text):
@@ -249,6 +249,20 @@ def test_best_rate_is_compared_on_the_seeds_that_all_rates_have(tmp_path):
   ((table,),) = results.by_size(results.load([tmp_path]))
   assert table.best_sgd.label == "SGD 0.1"
   assert len(table.best_sgd.runs) == 2
+
+
+def test_tables_of_one_network_have_a_picture_each(tmp_path):
+  for max_epochs, num_heads in ((2, 10), (3, 10), (3, 6)):
+    options = {**vars(BASE), "max_epochs": max_epochs, "num_heads": num_heads}
+    plan = Workshop().plan(Experiment(**options), tmp_path / "runs")
+    *epochs, summary = canned(plan, 0.5, 0.5)
+    write(plan.path, [*epochs, {**summary, "num_parameters": 1_000 * num_heads}])
+  text = report.write([tmp_path / "runs"], tmp_path).read_text()
+  pictures = {path.name for path in (tmp_path / "figures").iterdir()}
+  assert pictures == {"vgg19-width-1.png", "vgg19-width-1-2.png"}
+  assert all(f"(figures/{name})" in text for name in pictures)
+  (vgg,) = rows_of(text, "vgg19, width 1")
+  assert vgg[1:3] == ["", "6,000 (6), 10,000 (10)"]
 
 
 def test_damaged_record_is_named(tmp_path):
