@@ -30,8 +30,8 @@ PRESETS: dict[PresetName, Preset] = {
     optimizers=_METHODS,
     num_seeds=1,
   ),
-  # The papers' tables: ten runs of each method, SGD at its best rate of seven. The guard
-  # is this library's.
+  # The papers' tables: ten runs of each method, SGD at its best rate of seven; and the
+  # guard, which is this library's.
   "rl_pendulum": Preset(
     bases=(Experiment(environment="pendulum"),),
     optimizers=_METHODS,

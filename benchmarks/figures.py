@@ -54,16 +54,18 @@ def _curves(axes, table: Table, part: str) -> None:
   shades = plt.get_cmap("Blues")(np.linspace(0.3, 0.9, max(1, len(others))))
   for row in table.rows:
     curve = _mean_curve(row, measure, part)
+    marker = "o" if len(curve[0]) == 1 else ""  # a single point has no line
     if row in others and told_apart:
       shade = shades[others.index(row)]
-      axes.plot(*curve, color=shade, linewidth=1, label=row.label, zorder=1)
+      axes.plot(*curve, marker, color=shade, linewidth=1, label=row.label, zorder=1)
     elif row in others:
       label = "SGD, other rates" if row is table.sgd[0] else None
-      axes.plot(*curve, color="0.8", linewidth=1, label=label, zorder=1)
+      axes.plot(*curve, marker, color="0.8", linewidth=1, label=label, zorder=1)
     else:
       width = 2.5 if row.optimizer == "alrao" else 1.3
       color = "black" if row is best else next(colors)
-      axes.plot(*curve, linewidth=width, color=color, label=row.label, zorder=2)
+      style = {"linewidth": width, "color": color}
+      axes.plot(*curve, marker, **style, label=row.label, zorder=2)
   values = np.concatenate([_mean_curve(row, measure, part)[1] for row in table.rows])
   if table.task.curve_limit is not None and np.isfinite(values).any():
     # What diverges, or stays at chance, shall not hide the others.

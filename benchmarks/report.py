@@ -1,7 +1,7 @@
 """Records of runs -> RESULTS.md and its pictures."""
 
 import collections
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +43,8 @@ def write(folders: Iterable[Path], out: Path) -> Path:
     RecordError: A file is damaged, or no run has ended.
   """
   runs = results.load(folders)
-  lines, drawn = ["# Results", "", HOW_TO_READ], collections.Counter()
+  lines = ["# Results", "", HOW_TO_READ]
+  drawn = collections.Counter[str]()
   for number, tables in enumerate(results.by_size(runs), 1):
     found = [run for table in tables for row in table.rows for run in row.runs]
     task, config = found[0].task, found[0].config
@@ -51,7 +52,7 @@ def write(folders: Iterable[Path], out: Path) -> Path:
     lines += _conditions(found)
     for table in tables:
       name = table.title.replace(" ", "-").replace(",", "")
-      drawn[name] += 1
+      drawn[name] += 1  # a network may be trained at several sizes
       name += f"-{drawn[name]}.png" if drawn[name] > 1 else ".png"
       figures.draw(table, out / "figures" / name)
       lines += [f"### {table.title}", "", *_table_1(table), ""]
@@ -175,38 +176,43 @@ def _findings(table: Table) -> list[str]:
     ]
     ahead_of = "; ".join(ahead_of) or "none"
     lines.append(f"- Methods with a better mean score than Alrao's: {ahead_of}.")
-  failed = [
-    f"{row.label} ({count} of {len(row.runs)})"
-    for row in table.rows
-    if (count := sum(run.summary["ending"] == "failed" for run in row.runs))
-  ]
+
+  def counted(holds: Callable[[RunRecords], bool]) -> str:
+    counts = ((row, sum(map(holds, row.runs))) for row in table.rows)
+    return "; ".join(
+      f"{row.label} ({count} of {len(row.runs)})" for row, count in counts if count
+    )
+
+  def has_failed(run: RunRecords) -> bool:
+    return run.summary["ending"] == "failed"
+
+  def went_on(run: RunRecords) -> bool:
+    nonfinite = any(epoch["nonfinite_steps"] for epoch in run.epochs)
+    return nonfinite and not has_failed(run)
+
   lines.append(
-    f"- Failed with a loss that was not finite: {'; '.join(failed) or 'none'}."
+    f"- Failed with a loss that was not finite: {counted(has_failed) or 'none'}."
   )
+  if survivors := counted(went_on):
+    lines.append(f"- Trained on after such losses: {survivors}.")
   return lines
 
 
 def _table_2(runs: list[RunRecords]) -> list[str]:
-  counts: dict[tuple, tuple[set[int], dict[int, int]]] = {}
+  counts: dict[tuple, dict[int | None, int]] = {}  # by number of heads
   for run in runs:
     title = run.task.table_title(run.config)
     known = papers.TABLE_2.get(title.removesuffix(", width 1"), (0, 0))
-    ordinary, with_heads = counts.setdefault((title, *known), (set(), {}))
-    num_parameters, num_heads = run.summary["num_parameters"], run.config["num_heads"]
-    if num_heads is None:
-      ordinary.add(num_parameters)
-    else:
-      with_heads[num_heads] = num_parameters
-  lines = [
-    "| network | ordinary | with (n) heads | papers: ordinary | papers: 10 heads |",
-    "| --- | --- | --- | --- | --- |",
-  ]
-  for (title, *known), (ordinary, with_heads) in sorted(counts.items()):
-    cells = [
-      ", ".join(f"{count:,}" for count in sorted(ordinary)),
-      ", ".join(f"{with_heads[n]:,} ({n})" for n in sorted(with_heads)),
-      *(f"{count:,}" if count else "" for count in known),
-    ]
+    ours = counts.setdefault((title, *known), {})
+    ours[run.config["num_heads"]] = run.summary["num_parameters"]
+  header = ["network", "ordinary", "with heads (how many)"]
+  header += ["papers: ordinary", "papers: 10 heads"]
+  lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+  for (title, *known), ours in sorted(counts.items(), key=lambda item: item[0]):
+    ordinary = ours.pop(None, None)
+    with_heads = ", ".join(f"{count:,} ({n})" for n, count in sorted(ours.items()))
+    cells = [f"{count:,}" if count else "" for count in (ordinary, *known)]
+    cells.insert(1, with_heads)
     lines.append(f"| {title} | " + " | ".join(cells) + " |")
   return lines
 

@@ -162,6 +162,9 @@ TASKS = {
     size="{dataset}, {level}, at most {max_epochs} epochs of {epoch_steps} steps",
     papers_key=("level", "network"),
     not_real="Not Penn Treebank",
+    note="Chance is a uniform prediction, a low bar: to know no more of Penn Treebank "
+    "than how often each symbol occurs in its training text takes 4.32 bits a "
+    "character, and 9.29 a word of the test text's first 20,000.",
   ),
   "rl": Task(
     title="Reinforcement learning",

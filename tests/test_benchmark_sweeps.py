@@ -252,17 +252,37 @@ def test_best_rate_is_compared_on_the_seeds_that_all_rates_have(tmp_path):
 
 
 def test_tables_of_one_network_have_a_picture_each(tmp_path):
-  for max_epochs, num_heads in ((2, 10), (3, 10), (3, 6)):
-    options = {**vars(BASE), "max_epochs": max_epochs, "num_heads": num_heads}
+  for max_epochs in (2, 3):
+    options = {**vars(BASE), "max_epochs": max_epochs}
+    plan = Workshop().plan(Experiment(**options), tmp_path / "runs")
+    write(plan.path, canned(plan, 0.5, 0.5))
+  text = report.write([tmp_path / "runs"], tmp_path).read_text()
+  names = [path.name for path in sorted((tmp_path / "figures").iterdir())]
+  assert names == ["vgg19-width-1-2.png", "vgg19-width-1.png"]
+  _, *sections = text.split("### vgg19, width 1\n")
+  for section, name in zip(sections, reversed(names), strict=True):
+    assert f"(figures/{name})" in section
+
+
+def test_parameters_are_given_for_each_number_of_heads(tmp_path):
+  for num_heads in (10, 6):
+    options = {**vars(BASE), "num_heads": num_heads}
     plan = Workshop().plan(Experiment(**options), tmp_path / "runs")
     *epochs, summary = canned(plan, 0.5, 0.5)
     write(plan.path, [*epochs, {**summary, "num_parameters": 1_000 * num_heads}])
   text = report.write([tmp_path / "runs"], tmp_path).read_text()
-  pictures = {path.name for path in (tmp_path / "figures").iterdir()}
-  assert pictures == {"vgg19-width-1.png", "vgg19-width-1-2.png"}
-  assert all(f"(figures/{name})" in text for name in pictures)
   (vgg,) = rows_of(text, "vgg19, width 1")
   assert vgg[1:3] == ["", "6,000 (6), 10,000 (10)"]
+
+
+def test_report_names_runs_that_went_on_after_losses_that_were_not_finite(tmp_path):
+  for seed, nonfinite_steps in ((0, 0), (1, 3)):
+    plan = Workshop().plan(Experiment(**{**vars(BASE), "seed": seed}), tmp_path)
+    *epochs, summary = canned(plan, 0.5, 0.5)
+    epochs[-1] = {**epochs[-1], "nonfinite_steps": nonfinite_steps}
+    write(plan.path, [*epochs, summary])
+  text = report.write([tmp_path], tmp_path / "report").read_text()
+  assert "- Trained on after such losses: Alrao (1 of 2)." in text
 
 
 def test_damaged_record_is_named(tmp_path):
