@@ -70,7 +70,8 @@ def _curves(axes, table: Table, part: str) -> None:
   if table.task.curve_limit is not None and np.isfinite(values).any():
     # What diverges, or stays at chance, shall not hide the others.
     low = np.nanmin(values)
-    guess = -math.log(table.rows[0].runs[0].config["chance"])
+    chance = table.rows[0].runs[0].config["chance"]  # a score
+    guess = chance if measure == table.task.score else -math.log(chance)
     axes.set_ylim(0.9 * low, max(table.task.curve_limit * guess, 1.1 * low))
   axes.xaxis.get_major_locator().set_params(integer=True)
   title = f"{part} {measure.label}"

@@ -143,7 +143,7 @@ TASKS = {
     measures=(_BITS, _ACCURACY),
     score=_BITS,
     curve=_BITS,
-    curve_limit=None,
+    curve_limit=1.13,
     table_options=("network", "level", "output_layer"),
     size_options=(
       "dataset",
