@@ -122,7 +122,17 @@ def conditions_of_all(found: Iterable[Record]) -> str:
     found: The measurements, each with ``environment`` and ``date``.
   """
   found = list(found)
-  names = ("device", "cores", "jax", "flax", "optax", "torch", "alrao_jax", "commit")
+  names = (
+    "device",
+    "cores",
+    "devices",
+    "jax",
+    "flax",
+    "optax",
+    "torch",
+    "alrao_jax",
+    "commit",
+  )
   parts = []
   for name in names:
     values = [each["environment"].get(name) for each in found]
