@@ -8,6 +8,7 @@ import pytest
 from benchmarks.data import DataError
 from benchmarks.data.streams import cut
 from benchmarks.data.text import PTB_NAMES, load_text
+from benchmarks.tasks import TASKS
 
 TRAIN = "the cat sat\nthe dog sat\n"
 
@@ -140,3 +141,16 @@ def test_penn_treebank_is_mikolovs(ptb_dir):
   parts = (text.train, text.validation, text.test)
   assert [len(part) for part in parts] == [929_589, 73_760, 82_430]
   assert len(text.vocabulary) == 10_000
+
+
+@pytest.mark.data
+def test_reports_say_what_frequencies_alone_cost(ptb_dir):
+  for level, size, said in (
+    ("characters", None, "4.32 bits a character"),
+    ("words", 20_000, "9.29 a word"),
+  ):
+    text = load_text(level, ptb_dir)
+    counts = 1 + np.bincount(text.train, minlength=len(text.vocabulary))
+    bits = -np.log2(counts / counts.sum())[text.test[:size]].mean()
+    assert f"{bits:.2f}" == said.split()[0]
+    assert said in TASKS["text"].note
