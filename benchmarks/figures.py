@@ -59,7 +59,7 @@ def _curves(axes, table: Table, part: str) -> None:
       shade = shades[others.index(row)]
       axes.plot(*curve, marker, color=shade, linewidth=1, label=row.label, zorder=1)
     elif row in others:
-      label = "SGD, other rates" if row is table.sgd[0] else None
+      label = "SGD, other rates" if row is others[0] else None
       axes.plot(*curve, marker, color="0.8", linewidth=1, label=label, zorder=1)
     else:
       width = 2.5 if row.optimizer == "alrao" else 1.3
