@@ -49,6 +49,7 @@ def test_curves_are_means_by_epoch(tmp_path, monkeypatch):
   table = tables("tier_a")[0]
   axes = drawn(table, tmp_path, monkeypatch)[0]
   line = next(line for line in axes.lines if line.get_label() == "Alrao")
+  assert table.alrao is not None
   runs = table.alrao.runs
   assert line.get_marker() in ("", "None")
   assert line.get_xdata().tolist() == list(range(1, len(runs[0].epochs) + 1))
@@ -70,7 +71,7 @@ def test_a_single_epoch_is_a_point(tmp_path, monkeypatch):
 def test_other_rates_have_one_label_whichever_is_best(place, tmp_path, monkeypatch):
   """The first of them too, which names them all where it is not the best."""
   table = tables("tier_a")[0]
-  best = sorted(table.sgd, key=lambda row: row.rate)[place]
+  best = table.sgd[place]
 
   def change(run):
     loss = (
@@ -79,6 +80,7 @@ def test_other_rates_have_one_label_whichever_is_best(place, tmp_path, monkeypat
     return dataclasses.replace(run, summary={**run.summary, "validation_loss": loss})
 
   table = with_runs(table, change)
+  assert table.best_sgd is not None
   assert table.best_sgd.rate == best.rate
   found = labels(drawn(table, tmp_path, monkeypatch)[0])
   assert found.count("SGD, other rates") == 1
