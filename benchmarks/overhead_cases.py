@@ -8,6 +8,7 @@ import numpy as np
 import optax
 from jax.typing import DTypeLike
 
+from benchmarks.bare import BareMLPProgram
 from benchmarks.data.dataset import Split, Splits
 from benchmarks.data.text import Level, Text
 from benchmarks.engine import Program
@@ -26,12 +27,14 @@ class Contender(NamedTuple):
     optimizer: Its optimizer, of `benchmarks.optimizers`.
     num_heads: Number of heads; None for an ordinary output layer.
     keep: Number of heads that are left when the time is taken; None for all.
+    bare: Whether the library is left out, on the MLP; see `benchmarks.bare`.
   """
 
   label: str
   optimizer: str
   num_heads: int | None = None
   keep: int | None = None
+  bare: bool = False
 
 
 SGD = Contender("SGD", "sgd")
@@ -61,6 +64,15 @@ def collapsed(num_heads: int) -> Contender:
     num_heads: How many there were.
   """
   return Contender(f"Alrao, 1 head left of {num_heads}", "alrao", num_heads, keep=1)
+
+
+def bare(num_heads: int) -> Contender:
+  """Returns the arithmetic of Alrao with none of the library around it.
+
+  Args:
+    num_heads: Number of heads.
+  """
+  return Contender(f"bare arithmetic, {num_heads} heads", "alrao", num_heads, bare=True)
 
 
 class TimedProgram(Program, Protocol):
@@ -137,7 +149,8 @@ class Images(NamedTuple):
       self.dtype,
       self.norm,
     )
-    return ImageProgram(
+    kind = BareMLPProgram if contender.bare else ImageProgram
+    return kind(
       model,
       OPTIMIZERS[contender.optimizer],
       ImageData(Splits(batch, batch, batch)),
@@ -229,7 +242,11 @@ _ALRAO = (*alrao(10), _COLLAPSED)
 _MLP = Images("mlp", 1.0, 128, 28, 1, norm="none")
 
 CASES = {
-  "mlp": Case(_MLP, (*alrao(1, 2, 5, 10, 20, 50), _COLLAPSED, *PEERS), steps=20),
+  "mlp": Case(
+    _MLP,
+    (*alrao(1, 2, 5, 10, 20, 50), bare(10), bare(50), _COLLAPSED, *PEERS),
+    steps=20,
+  ),
   "small_cnn": Case(Images("small_cnn"), _ALRAO + PEERS, steps=10),
   "googlenet_narrow": Case(Images("googlenet", 1 / 8), _ALRAO + PEERS),
   "mobilenet_v2_narrow": Case(Images("mobilenet_v2", 1 / 8), _ALRAO + PEERS),
