@@ -31,7 +31,7 @@ class BareMLPProgram(ImageProgram):
       rate: None.
     """
     state = super().init(seed, rate)
-    rates = alrao_jax.unit_rates(state.opt_state, state.params)
+    rates: Any = alrao_jax.unit_rates(state.opt_state, state.params)
     body = jax.tree.map(lambda x: x[:1] if x.ndim == 2 else x, rates["body"])
     heads = jax.tree.map(lambda x: x[:, :1], rates["output"])
     heads = jax.tree.map(lambda x: x[..., :1], heads)
@@ -42,7 +42,8 @@ class BareMLPProgram(ImageProgram):
 
   def _train_step(self, state: State, data: PyTree, batch: PyTree):
     inputs, targets = self._read(data, batch, train=True)
-    rates, switch = state.opt_state
+    opt_state: Any = state.opt_state
+    rates, switch = opt_state
     averaging = alrao_jax.switch()
     log_weights = averaging.log_weights(switch)
 
@@ -73,4 +74,5 @@ class BareMLPProgram(ImageProgram):
     return State(params, state.batch_stats, opt_state), outputs
 
   def _log_weights(self, state: State) -> jax.Array:
-    return alrao_jax.switch().log_weights(state.opt_state[1])
+    opt_state: Any = state.opt_state
+    return alrao_jax.switch().log_weights(opt_state[1])

@@ -23,6 +23,7 @@ from benchmarks.overhead_cases import (
   Images,
   Symbols,
   alrao,
+  bare,
   collapsed,
 )
 from benchmarks.planning import OptionError
@@ -87,6 +88,27 @@ def test_every_contender_trains_the_same_network():
   jax.tree.map(np.testing.assert_array_equal, *bodies)
   jax.tree.map(
     np.testing.assert_array_equal, program.batches(0, 1), with_heads.batches(0, 1)
+  )
+
+
+def test_bare_arithmetic_trains_as_the_library_does():
+  """Two ways to write Algorithm 1 down, thirty steps of each."""
+  programs = [CASE.network.program(each) for each in (alrao(4)[0], bare(4))]
+  states = [program.init(0, None) for program in programs]
+  steps = [jax.jit(program.step.step) for program in programs]
+  for epoch in range(1, 31):
+    outputs = []
+    for i, (program, step) in enumerate(zip(programs, steps, strict=True)):
+      batch = jax.tree.map(lambda leaf: leaf[0], program.batches(0, epoch))
+      states[i], found = step(states[i], program.data, batch)
+      outputs.append(found)
+    for name in ("loss", "head_weights"):
+      np.testing.assert_allclose(*(each[name] for each in outputs), rtol=1e-3)
+  assert outputs[0]["loss"] < 1.0  # it has learned its batch, from 2.3
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
+    states[0].params,
+    states[1].params,
   )
 
 

@@ -11,6 +11,7 @@ from flax.linen.fp8_ops import OVERWRITE_WITH_GRADIENT
 
 from .._checks import check_count
 from .._paths import HEADS
+from .._products import head_product
 from .._routing import HeadOutputs, multi_head
 
 PyTree = Any
@@ -100,7 +101,7 @@ class MultiHead(nn.Module):
       What the wrapped layer returns, with a leading axis ``num_heads``.
     """
     _check_head(self._given)  # by now what it may share has been used
-    head = self.head.copy(parent=None)
+    head = _with_head_product(self.head.copy(parent=None))
     scope: Any = self.scope
     mutable = scope.mutable or []  # False would change what apply returns
     keys = {name: self.make_rng(name) for name in scope.rngs}
@@ -159,6 +160,14 @@ class MultiHead(nn.Module):
 
   def _add_axis(self, variables: PyTree) -> PyTree:
     return nn.meta.add_axis(variables, 0, {nn.PARTITION_NAME: self.head_axis})
+
+
+def _with_head_product(head: Any) -> Any:
+  """The head with its product in the faster order, unless it was given one."""
+  is_dense = isinstance(head, nn.Dense)
+  if is_dense and head.dot_general is None and head.dot_general_cls is None:
+    return head.copy(dot_general=head_product)
+  return head
 
 
 def _split(keys: dict[str, jax.Array], num_heads: int) -> dict[str, jax.Array]:

@@ -9,6 +9,7 @@ from flax import nnx
 from flax.errors import TraceContextError
 
 from .._checks import check_count
+from .._products import head_product
 from .._routing import HeadOutputs, multi_head
 
 PyTree = Any
@@ -106,6 +107,8 @@ class MultiHead(nnx.Module):
     def apply(params, features, aux):
       state, keys = aux
       head = nnx.merge(graphdef, params, state, copy=True)
+      if isinstance(head, nnx.Linear) and head.dot_general is jax.lax.dot_general:
+        head.dot_general = head_product
       before = {path: jax.tree.leaves(x) for path, x in _state(head)}
       own = {"rngs": nnx.Rngs(**keys)} if keys else {}
       outputs = head(features, *args, **own, **kwargs)
