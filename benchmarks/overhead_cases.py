@@ -134,7 +134,15 @@ class Images(NamedTuple):
 
     Args:
       contender: What trains it.
+
+    Raises:
+      ValueError: It is to be bare, on another network than `benchmarks.bare` knows.
     """
+    if contender.bare and (self.network, self.norm) != ("mlp", "none"):
+      raise ValueError(
+        "Images.program(bare=True) knows the mlp without normalisation, got "
+        f"{self.network} with norm={self.norm!r}."
+      )
     generator = np.random.default_rng(0)
     shape = (self.batch_size, self.side, self.side, self.channels)
     batch = Split(
@@ -196,7 +204,12 @@ class Symbols(NamedTuple):
 
     Args:
       contender: What trains it.
+
+    Raises:
+      ValueError: It is to be bare, which only the MLP can be.
     """
+    if contender.bare:
+      raise ValueError(f"Symbols.program(bare=True) knows no {self.network}.")
     generator = np.random.default_rng(0)
     size = self.batch_size * self.length + 1
     symbols = generator.integers(0, self.vocabulary_size, size).astype(np.int32)

@@ -35,6 +35,10 @@ class MultiHead(nn.Module):
   several layers is best a module class of its own: the layers of an ``nn.Sequential``
   made inline have other paths in a plain model (``Dense_0``) than here (``layers_0``).
 
+  On a CPU, a plain ``nn.Dense`` with more features than examples and outputs is
+  multiplied kernel first, which is faster and may change last bits; one with a
+  ``dot_general`` of its own, or within another module, is not.
+
   A MultiHead stands outside ``nn.scan`` and ``nn.vmap``; ``nn.jit`` and ``nn.remat``
   may surround it. This is not detected: ``nn.scan`` or ``nn.vmap`` around it put their
   own axis on axis 0, where the heads' was, and the optimizer would read the number of
@@ -101,7 +105,7 @@ class MultiHead(nn.Module):
       What the wrapped layer returns, with a leading axis ``num_heads``.
     """
     _check_head(self._given)  # by now what it may share has been used
-    head = _with_head_product(self.head.copy(parent=None))
+    head = _with_head_product(self.head)
     scope: Any = self.scope
     mutable = scope.mutable or []  # False would change what apply returns
     keys = {name: self.make_rng(name) for name in scope.rngs}
@@ -162,12 +166,11 @@ class MultiHead(nn.Module):
     return nn.meta.add_axis(variables, 0, {nn.PARTITION_NAME: self.head_axis})
 
 
-def _with_head_product(head: Any) -> Any:
-  """The head with its product in the faster order, unless it was given one."""
-  is_dense = isinstance(head, nn.Dense)
-  if is_dense and head.dot_general is None and head.dot_general_cls is None:
-    return head.copy(dot_general=head_product)
-  return head
+def _with_head_product(head: nn.Module) -> nn.Module:
+  """A copy that belongs to nobody; plain Dense multiplies in the order of its heads."""
+  own = type(head) is not nn.Dense or head.dot_general or head.dot_general_cls
+  changes: dict[str, Any] = {} if own else {"dot_general": head_product}
+  return head.copy(parent=None, **changes)
 
 
 def _split(keys: dict[str, jax.Array], num_heads: int) -> dict[str, jax.Array]:

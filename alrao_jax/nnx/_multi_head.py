@@ -30,6 +30,10 @@ class MultiHead(nnx.Module):
   layer's place is what `load_pretrained` expects. State is updated in place, and
   ``train()``, ``eval()`` and ``nnx.view`` reach the layer.
 
+  On a CPU, a plain ``nnx.Linear`` with more features than examples and outputs is
+  multiplied kernel first, which is faster and may change last bits; one with a
+  ``dot_general`` of its own, or within another module, is not.
+
   Limits: of a head, only ``nnx.Param`` is trained. A MultiHead stands outside
   ``nnx.scan`` and ``nnx.vmap``, which is not detected: around it they put their own
   axis on axis 0, where the heads' was, and the optimizer would read the number of heads
@@ -107,7 +111,7 @@ class MultiHead(nnx.Module):
     def apply(params, features, aux):
       state, keys = aux
       head = nnx.merge(graphdef, params, state, copy=True)
-      if isinstance(head, nnx.Linear) and head.dot_general is jax.lax.dot_general:
+      if type(head) is nnx.Linear and head.dot_general is jax.lax.dot_general:
         head.dot_general = head_product
       before = {path: jax.tree.leaves(x) for path, x in _state(head)}
       own = {"rngs": nnx.Rngs(**keys)} if keys else {}
