@@ -20,12 +20,13 @@ def head_product(
   """`jax.lax.dot_general` for a dense layer whose kernels `jax.vmap` stacks.
 
   On a CPU, XLA transposes the kernels of all heads for ``features @ kernel``, and a
-  second time, otherwise, for the gradient of the features. With the kernels as the left
-  operand one transposed copy serves both, and it is the outputs that are transposed
-  back. This order is taken where a head has more features than the batch has examples,
-  so that its kernel is larger than its outputs, and more than it has outputs itself,
-  beyond which it was no faster. Else, and on accelerators, where it was not measured,
-  this is `jax.lax.dot_general`.
+  second time, in another order, for the gradient of the features. With the kernels as
+  the left operand one transposition serves both, and it is the outputs that are
+  transposed back. This order is taken where a head has more features than the batch has
+  examples (of sequences, positions), so that its kernel is larger than its outputs, and
+  more than it has outputs itself, beyond which it was slower. Elsewhere, and where
+  JAX's default backend is no CPU, for which it was not measured, this is
+  `jax.lax.dot_general`. A `jax.vmap` around the model hides its axis from this count.
 
   Args:
     lhs: features, of shape ``(..., features)``.

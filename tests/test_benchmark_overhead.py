@@ -33,6 +33,7 @@ CASE = Case(
   Images("mlp", 1 / 32, 8, 6, 1, norm="none"),
   (
     *alrao(1, 4),
+    bare(4),
     collapsed(4),
     Contender("Adam", "adam"),
   ),
@@ -52,6 +53,7 @@ def test_every_contender_has_a_row_relative_to_sgd(rows):
     "SGD again",
     "Alrao, 1 head",
     "Alrao, 4 heads",
+    "bare arithmetic, 4 heads",
     "Alrao, 1 head left of 4",
     "Adam",
   ]
@@ -104,17 +106,15 @@ def test_bare_arithmetic_steps_as_the_library_does():
     other, other_outputs = steps[1](same, plain.data, batch)
     np.testing.assert_allclose(outputs["loss"], other_outputs["loss"], rtol=1e-5)
 
-    def compare(old, a, b):
-      # An update is a sum of at most 36 products over 8 examples, rounded to 1e-7 of
-      # the largest of a unit's; a parameter is rounded once more.
-      update = np.abs(a - old)
-      is_kernel = old.ndim == 3 or (old.ndim == 2 and len(old) > 4)
-      largest = update.max(axis=-2, keepdims=True) if is_kernel else update
-      bound = 2**-23 * (2 * np.abs(old) + 36 * 8 * largest) + 1e-9
+    def compare(old, a, b, rate):
+      # A gradient is a sum of at most 36 products over 8 examples, rounded to 1e-7 of
+      # the layer's largest; a parameter is rounded once more.
+      largest = (np.abs(a - old) / rate).max()
+      bound = 2**-23 * (2 * np.abs(old) + 36 * 8 * rate * largest) + 1e-9
       assert (np.abs(a - b) <= bound).all()
 
     params = [jax.tree.map(np.asarray, each.params) for each in (state, new, other)]
-    jax.tree.map(compare, *params)
+    jax.tree.map(compare, *params, jax.tree.map(np.asarray, rates))
     state, (_, switch) = new, other.opt_state
     np.testing.assert_allclose(
       alrao_jax.log_weights(new.opt_state),

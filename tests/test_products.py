@@ -100,6 +100,12 @@ def test_elsewhere_the_order_is_the_usual_one(shape):
   assert left_operands(vmapped(x), kernels) == [x.shape]
 
 
+def test_on_accelerators_the_order_is_the_usual_one(monkeypatch):
+  x, kernels = operands(KERNEL_FIRST["examples"])
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  assert left_operands(vmapped(x), kernels) == [x.shape]
+
+
 def test_products_that_are_not_of_dense_layers_are_left_alone():
   x, kernel = jnp.ones((2, 32)), jnp.ones((32, 3, 4))
   assert head_product(x, kernel, numbers(x)).shape == (2, 3, 4)

@@ -36,8 +36,8 @@ class MultiHead(nn.Module):
   made inline have other paths in a plain model (``Dense_0``) than here (``layers_0``).
 
   On a CPU, a plain ``nn.Dense`` with more features than examples and outputs is
-  multiplied kernel first, which is faster and may change last bits; one with a
-  ``dot_general`` of its own, or within another module, is not.
+  multiplied kernel first, which saves a transposition in training and may change last
+  bits; one with a ``dot_general`` of its own, or within another module, is not.
 
   A MultiHead stands outside ``nn.scan`` and ``nn.vmap``; ``nn.jit`` and ``nn.remat``
   may surround it. This is not detected: ``nn.scan`` or ``nn.vmap`` around it put their

@@ -31,8 +31,8 @@ class MultiHead(nnx.Module):
   ``train()``, ``eval()`` and ``nnx.view`` reach the layer.
 
   On a CPU, a plain ``nnx.Linear`` with more features than examples and outputs is
-  multiplied kernel first, which is faster and may change last bits; one with a
-  ``dot_general`` of its own, or within another module, is not.
+  multiplied kernel first, which saves a transposition in training and may change last
+  bits; one with a ``dot_general`` of its own, or within another module, is not.
 
   Limits: of a head, only ``nnx.Param`` is trained. A MultiHead stands outside
   ``nnx.scan`` and ``nnx.vmap``, which is not detected: around it they put their own
