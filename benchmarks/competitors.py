@@ -1,6 +1,7 @@
 """Optimizers that train one network step by step, in turns, and what each costs."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
@@ -19,10 +20,10 @@ RATE = 1e-3  # SGD's; small, so that no network diverges on its one batch of noi
 
 
 class Competitor:
-  """A contender's compiled step, its state, and what XLA says of its cost."""
+  """A contender's step, its state, and what XLA says of its cost."""
 
   def __init__(self, case: Case, contender: Contender):
-    """Compiles the step and runs it once.
+    """Makes the state; nothing is compiled yet.
 
     Args:
       case: The network.
@@ -39,82 +40,99 @@ class Competitor:
       )
       state = state._replace(params=params, opt_state=opt_state)
     batch = jax.tree.map(lambda leaf: leaf[0], program.batches(0, 1))
-    start = time.perf_counter()
     # Not the loop's own step, which counts its traces.
-    step = program.step.step
-    lowered = jax.jit(step, donate_argnums=0).lower(state, program.data, batch)
-    self._step = lowered.compile()
-    self.costs = {
-      "compile_seconds": time.perf_counter() - start,
-      "parameter_bytes": float(size(state.params)),
-      "rates_bytes": _rates_bytes(state.opt_state),
-      **_memory(self._step),
+    self._step: Callable[..., Any] = program.step.step
+    self._compiled: Any = None
+    self._has_heads = contender.num_heads is not None
+    self._state, self._rest = state, (program.data, batch)
+
+  def compile(self) -> float:
+    """Traces and compiles the step as for the first time; returns the seconds."""
+    jax.clear_caches()
+    # Another function each time, or JAX would find the program it traced before.
+    step = jax.jit(lambda *args: self._step(*args), donate_argnums=0)
+    start = time.perf_counter()
+    self._compiled = step.lower(self._state, *self._rest).compile()
+    return time.perf_counter() - start
+
+  def costs(self) -> dict[str, float]:
+    """Returns bytes and operations of the compiled step."""
+    return {
+      "parameter_bytes": float(size(self._state.params)),
+      "rates_bytes": _rates_bytes(self._state.opt_state),
+      **_memory(self._compiled),
       # Without heads there is nothing to leave out: no second compilation.
       **_counts(
-        self._step
-        if contender.num_heads is None
-        else _compile_usual(step, state, program.data, batch)
+        _compile_usual(self._step, self._state, *self._rest)
+        if self._has_heads
+        else self._compiled
       ),
     }
-    self._state, self._rest = state, (program.data, batch)
-    self.run(1)
 
   def run(self, steps: int) -> float:
-    """Trains; returns the seconds it took.
+    """Trains; returns the seconds it took, compilation left out.
 
     Args:
       steps: Number of steps.
     """
+    if self._compiled is None:
+      self.compile()
     start = time.perf_counter()
     for _ in range(steps):
-      self._state, _ = self._step(self._state, *self._rest)
+      self._state, _ = self._compiled(self._state, *self._rest)
     jax.block_until_ready(self._state)
     return time.perf_counter() - start
 
 
-def measure(case: Case, rounds: int, console: rich.console.Console) -> list[Row]:
+def measure(
+  case: Case, rounds: int, compilations: int, console: rich.console.Console
+) -> list[Row]:
   """Measures all contenders on a network.
 
   Args:
     case: The network.
     rounds: Number of turns that each contender has.
+    compilations: How often each is compiled, in turns as well.
     console: Where progress is shown.
 
   Returns:
     A row for each contender, SGD first.
   """
   contenders = (SGD, AGAIN, *case.contenders)
-  Competitor(case, SGD)  # whatever a process does only once
-  competitors = []
-  for contender in contenders:
-    competitors.append(Competitor(case, contender))
-    seconds = competitors[-1].costs["compile_seconds"]
-    console.print(
-      f"{case.network.title}: {contender.label} compiled in {seconds:.1f} s"
-    )
+  Competitor(case, SGD).compile()  # whatever a process does only once
+  competitors = [Competitor(case, contender) for contender in contenders]
   generator = np.random.default_rng(0)
-  times = np.zeros((rounds, len(contenders)))
-  for i in rich.progress.track(range(rounds), case.network.title, console=console):
-    for j in generator.permutation(len(contenders)):
-      times[i, j] = competitors[j].run(case.steps) / case.steps
-  ratios = times / times[:, :1]
-  base = competitors[0].costs
+
+  def in_turns(turns, what, seconds):
+    found = np.zeros((turns, len(contenders)))
+    title = f"{case.network.title}: {what}"
+    for i in rich.progress.track(range(turns), title, console=console):
+      for j in generator.permutation(len(contenders)):
+        found[i, j] = seconds(competitors[j])
+    return found
+
+  compiling = in_turns(compilations, "compiling", Competitor.compile)
+  costs = [competitor.costs() for competitor in competitors]
+  for competitor in competitors:
+    competitor.run(1)
+  times = in_turns(rounds, "training", lambda one: one.run(case.steps) / case.steps)
+  ratios, base = times / times[:, :1], costs[0]
+  compile_ratios = np.median(compiling / compiling[:, :1], axis=0)
   rows = []
-  for j, (contender, competitor) in enumerate(
-    zip(contenders, competitors, strict=True)
-  ):
-    costs = competitor.costs
-    heads = costs["parameter_bytes"] - base["parameter_bytes"]
+  for j, (contender, cost) in enumerate(zip(contenders, costs, strict=True)):
+    heads = cost["parameter_bytes"] - base["parameter_bytes"]
     rows.append(
       {
         **contender._asdict(),
         "ratio": float(np.median(ratios[:, j])),
         "ratio_quartiles": np.quantile(ratios[:, j], [0.25, 0.75]).tolist(),
         "milliseconds": 1e3 * float(np.median(times[:, j])),
-        "floor": max(costs[name] / base[name] for name in ("flops", "bytes")),
-        "peak_ratio": costs["peak_bytes"] / (base["peak_bytes"] + 2 * heads),
-        "compile_ratio": costs["compile_seconds"] / base["compile_seconds"],
-        **costs,
+        "floor": max(cost[name] / base[name] for name in ("flops", "bytes")),
+        "peak_ratio": cost["peak_bytes"] / (base["peak_bytes"] + 2 * heads),
+        "compile_seconds": float(np.median(compiling[:, j])),
+        "compile_ratio": float(compile_ratios[j]),
+        "compilations": compilations,
+        **cost,
       }
     )
   return rows

@@ -5,8 +5,9 @@
 
 Every contender trains the same network on the same batch. Contenders take turns, round
 by round, in an order drawn anew, so that whatever else the machine does meets them all;
-what is reported is the median over the rounds of a contender's time over SGD's. Beside
-it stands the floor, the larger of the ratios of arithmetic operations and of bytes in
+what is reported is the median over the rounds of a contender's time over SGD's. So are
+the times that compilation takes, each time as for the first time in a process. Beside
+them stands the floor, the larger of the ratios of arithmetic operations and of bytes in
 memory that XLA counts in the compiled programs.
 """
 
@@ -36,21 +37,25 @@ class Run:
   """Which networks; see CASES in benchmarks/overhead_cases.py."""
   rounds: int = 50
   """Number of turns that each contender has."""
+  compilations: int = 5
+  """How often each contender's step is compiled, in turns as well."""
   out: Path = Path("benchmarks/overhead")
   """Folder for one JSON file a network."""
 
   def __call__(self) -> None:
     """Measures and prints."""
     unknown = set(self.cases) - set(CASES)
-    if unknown or self.rounds < 1:
-      problem = f"--cases knows {', '.join(CASES)}, not {sorted(unknown)}."
-      rule = f"--rounds must be at least 1, got {self.rounds}."
-      raise OptionError(problem if unknown else rule)
+    if unknown:
+      raise OptionError(f"--cases knows {', '.join(CASES)}, not {sorted(unknown)}.")
+    for name in ("rounds", "compilations"):
+      if getattr(self, name) < 1:
+        got = getattr(self, name)
+        raise OptionError(f"--{name} must be at least 1, got {got}.")
     # A program read from the cache would not have been compiled in the time it took.
     jax.config.update("jax_enable_compilation_cache", False)
     console = rich.console.Console()
     for name in self.cases:
-      rows = measure(CASES[name], self.rounds, console)
+      rows = measure(CASES[name], self.rounds, self.compilations, console)
       found = {
         "kind": "overhead",
         "case": name,
@@ -133,7 +138,10 @@ def table(found: records.Record) -> str:
       f"{row['compile_ratio']:.2f}",
     ]
     lines.append("| " + " | ".join(cells) + " |")
-  return "\n".join([*lines, "", records.conditions(found)])
+  compilations = found["rows"][0]["compilations"]
+  return "\n".join(
+    [*lines, "", f"{compilations} compilations; {records.conditions(found)}"]
+  )
 
 
 # By the kind of a JSON file.

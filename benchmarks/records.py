@@ -99,7 +99,7 @@ def environment() -> Record:
     "alrao_jax": alrao_jax.__version__,
     "backend": device.platform,
     "device": device.device_kind,
-    "cores": os.cpu_count(),
+    "cores": _num_cores(),
     "commit": _commit(),
   }
 
@@ -146,6 +146,13 @@ def _short(name: str, value: Any) -> str:
   # A commit's first digits, and the + of files that have changed since.
   value = str(value)
   return value[:12] + "+" * value.endswith("+") if name == "commit" else value
+
+
+def _num_cores() -> int | None:
+  """How many cores this process may use: fewer than there are under ``taskset``."""
+  if hasattr(os, "sched_getaffinity"):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count()
 
 
 def _commit() -> str:

@@ -44,7 +44,7 @@ CASE = Case(
 @pytest.fixture(scope="module")
 def rows():
   with jax.numpy_dtype_promotion("standard"):  # Adam's own arithmetic needs it
-    return competitors.measure(CASE, rounds=3, console=Console(quiet=True))
+    return competitors.measure(CASE, 3, 2, Console(quiet=True))
 
 
 def test_every_contender_has_a_row_relative_to_sgd(rows):
@@ -61,6 +61,26 @@ def test_every_contender_has_a_row_relative_to_sgd(rows):
   for name in ("ratio", "floor", "peak_ratio", "compile_ratio"):
     assert sgd[name] == 1.0
   assert all(row["milliseconds"] > 0 for row in rows)
+
+
+def test_every_step_is_compiled_anew_each_time(monkeypatch):
+  """What a second compilation finds in JAX's caches is no first one's time."""
+  traced, step = [], CASE.network.program(SGD).step.step
+  competitor = competitors.Competitor(CASE, SGD)
+
+  def counted(*args):
+    traced.append(True)
+    return step(*args)
+
+  monkeypatch.setattr(competitor, "_step", counted)
+  compiled = []
+  for _ in range(2):
+    assert competitor.compile() > 0
+    compiled.append(competitor._compiled)
+  assert len(traced) == 2
+  assert compiled[0] is not compiled[1]
+  competitor.run(3)
+  assert len(traced) == 2
 
 
 def test_costs_are_those_of_the_networks(rows):
@@ -137,7 +157,7 @@ def test_only_the_plain_mlp_can_be_bare(network):
 def test_networks_for_text_have_costs_too(network):
   case = Case(Symbols(network, 4, 7, batch_size=2), alrao(3))
   with jax.numpy_rank_promotion("allow"):  # within flax's own layers
-    sgd, _, heads = competitors.measure(case, rounds=1, console=Console(quiet=True))
+    sgd, _, heads = competitors.measure(case, 1, 1, Console(quiet=True))
   features = 128 if network == "decoder" else 100
   more = heads["parameter_bytes"] - sgd["parameter_bytes"]
   assert more == 4 * 2 * (features * 7 + 7)
@@ -173,6 +193,8 @@ def test_report_replaces_the_tables_and_keeps_the_rest(rows, tmp_path):
 def test_unknown_case_and_no_results_are_errors(tmp_path):
   with pytest.raises(OptionError, match="--cases knows mlp"):
     overhead.Run(cases=("nonsense",))()
+  with pytest.raises(OptionError, match="--compilations must be at least 1, got 0"):
+    overhead.Run(compilations=0)()
   with pytest.raises(records.RecordError, match="no JSON files"):
     overhead.Report(tmp_path)()
 
