@@ -1,7 +1,8 @@
 """Optimizers that train one network step by step, in turns, and what each costs."""
 
+import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 from unittest import mock
 
@@ -47,16 +48,26 @@ class Competitor:
     self._state, self._rest = state, (program.data, batch)
 
   def compile(self) -> float:
-    """Traces and compiles the step as for the first time; returns the seconds."""
+    """Traces and compiles the step; returns the seconds it took.
+
+    As for the first time in the process, where JAX's persistent cache is off: all its
+    other caches are emptied. Compiled steps stay usable.
+    """
+    self._compiled = None
     jax.clear_caches()
-    # Another function each time, or JAX would find the program it traced before.
-    step = jax.jit(lambda *args: self._step(*args), donate_argnums=0)
+    gc.collect()
     start = time.perf_counter()
-    self._compiled = step.lower(self._state, *self._rest).compile()
-    return time.perf_counter() - start
+    step = jax.jit(self._step, donate_argnums=0)
+    compiled = step.lower(self._state, *self._rest).compile()
+    seconds = time.perf_counter() - start
+    self._compiled = compiled
+    return seconds
 
   def costs(self) -> dict[str, float]:
-    """Returns bytes and operations of the compiled step."""
+    """Returns bytes and operations of the step, once compiled.
+
+    Where there are heads, this compiles a second program.
+    """
     return {
       "parameter_bytes": float(size(self._state.params)),
       "rates_bytes": _rates_bytes(self._state.opt_state),
@@ -70,13 +81,11 @@ class Competitor:
     }
 
   def run(self, steps: int) -> float:
-    """Trains; returns the seconds it took, compilation left out.
+    """Trains with the compiled step; returns the seconds it took.
 
     Args:
       steps: Number of steps.
     """
-    if self._compiled is None:
-      self.compile()
     start = time.perf_counter()
     for _ in range(steps):
       self._state, _ = self._compiled(self._state, *self._rest)
@@ -99,25 +108,29 @@ def measure(
     A row for each contender, SGD first.
   """
   contenders = (SGD, AGAIN, *case.contenders)
-  Competitor(case, SGD).compile()  # whatever a process does only once
+  Competitor(case, SGD).compile()  # most of what a process does only once
   competitors = [Competitor(case, contender) for contender in contenders]
   generator = np.random.default_rng(0)
+  title = case.network.title
 
-  def in_turns(turns, what, seconds):
-    found = np.zeros((turns, len(contenders)))
-    title = f"{case.network.title}: {what}"
-    for i in rich.progress.track(range(turns), title, console=console):
-      for j in generator.permutation(len(contenders)):
-        found[i, j] = seconds(competitors[j])
-    return found
+  def track(turns, what):
+    return rich.progress.track(range(turns), f"{title}: {what}", console=console)
 
-  compiling = in_turns(compilations, "compiling", Competitor.compile)
+  compile_seconds = _in_turns(
+    competitors, Competitor.compile, track(compilations, "compiling"), generator
+  )
   costs = [competitor.costs() for competitor in competitors]
   for competitor in competitors:
     competitor.run(1)
-  times = in_turns(rounds, "training", lambda one: one.run(case.steps) / case.steps)
-  ratios, base = times / times[:, :1], costs[0]
-  compile_ratios = np.median(compiling / compiling[:, :1], axis=0)
+  step_seconds = _in_turns(
+    competitors,
+    lambda competitor: competitor.run(case.steps) / case.steps,
+    track(rounds, "training"),
+    generator,
+  )
+  ratios = step_seconds / step_seconds[:, :1]
+  compile_ratios = compile_seconds / compile_seconds[:, :1]
+  base = costs[0]
   rows = []
   for j, (contender, cost) in enumerate(zip(contenders, costs, strict=True)):
     heads = cost["parameter_bytes"] - base["parameter_bytes"]
@@ -126,16 +139,31 @@ def measure(
         **contender._asdict(),
         "ratio": float(np.median(ratios[:, j])),
         "ratio_quartiles": np.quantile(ratios[:, j], [0.25, 0.75]).tolist(),
-        "milliseconds": 1e3 * float(np.median(times[:, j])),
+        "milliseconds": 1e3 * float(np.median(step_seconds[:, j])),
         "floor": max(cost[name] / base[name] for name in ("flops", "bytes")),
         "peak_ratio": cost["peak_bytes"] / (base["peak_bytes"] + 2 * heads),
-        "compile_seconds": float(np.median(compiling[:, j])),
-        "compile_ratio": float(compile_ratios[j]),
-        "compilations": compilations,
+        "compile_seconds": float(np.median(compile_seconds[:, j])),
+        "compile_ratio": float(np.median(compile_ratios[:, j])),
         **cost,
       }
     )
   return rows
+
+
+def _in_turns(
+  competitors: Sequence[Any],
+  measure_one: Callable[[Any], float],
+  turns: Iterable[int],
+  generator: np.random.Generator,
+) -> np.ndarray:
+  """What each competitor measures in each turn, of shape (turns, competitors)."""
+  measured = []
+  for _ in turns:
+    row = np.zeros(len(competitors))
+    for j in generator.permutation(len(competitors)):
+      row[j] = measure_one(competitors[j])
+    measured.append(row)
+  return np.stack(measured)
 
 
 def _compile_usual(step: Any, *args: Any) -> Any:

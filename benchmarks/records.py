@@ -91,7 +91,11 @@ def read_summary(path: Path) -> Record | None:
 
 @functools.cache
 def environment() -> Record:
-  """Returns what results depend on besides the options: versions, device, commit."""
+  """Returns what results depend on besides the options: versions, device, commit.
+
+  The cores are those that the process may use; in records of before 2026-11-29 those
+  of the machine.
+  """
   device = jax.local_devices()[0]
   return {
     "python": platform.python_version(),

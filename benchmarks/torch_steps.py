@@ -159,12 +159,12 @@ class Compare:
     print(table(found))
 
   def _measure(self, torch: Any, name: str) -> records.Record:
-    turns = {
-      "jax": Competitor(CASES[name], SGD).run,
-      "torch": torch_step(torch, name),
-    }
+    competitor = Competitor(CASES[name], SGD)
+    competitor.compile()
+    turns = {"jax": competitor.run, "torch": torch_step(torch, name)}
     times = {label: [] for label in turns}
-    turns["torch"](self.steps)
+    for run in turns.values():
+      run(self.steps)
     generator = np.random.default_rng(0)
     for _ in range(self.rounds):
       for label in generator.permutation(list(turns)):

@@ -44,7 +44,9 @@ CASE = Case(
 @pytest.fixture(scope="module")
 def rows():
   with jax.numpy_dtype_promotion("standard"):  # Adam's own arithmetic needs it
-    return competitors.measure(CASE, 3, 2, Console(quiet=True))
+    return competitors.measure(
+      CASE, rounds=3, compilations=2, console=Console(quiet=True)
+    )
 
 
 def test_every_contender_has_a_row_relative_to_sgd(rows):
@@ -63,24 +65,68 @@ def test_every_contender_has_a_row_relative_to_sgd(rows):
   assert all(row["milliseconds"] > 0 for row in rows)
 
 
-def test_every_step_is_compiled_anew_each_time(monkeypatch):
-  """What a second compilation finds in JAX's caches is no first one's time."""
-  traced, step = [], CASE.network.program(SGD).step.step
+def test_every_compilation_is_as_the_first(monkeypatch):
+  """Not even functions within the step are found in JAX's caches."""
+  traced = []
   competitor = competitors.Competitor(CASE, SGD)
 
-  def counted(*args):
+  @jax.jit
+  def inner(params):
     traced.append(True)
-    return step(*args)
+    return params
 
-  monkeypatch.setattr(competitor, "_step", counted)
-  compiled = []
-  for _ in range(2):
+  def step(state, *args):
+    return state._replace(params=inner(state.params)), args
+
+  monkeypatch.setattr(competitor, "_step", step)
+  for count in (1, 2, 3):
     assert competitor.compile() > 0
-    compiled.append(competitor._compiled)
-  assert len(traced) == 2
-  assert compiled[0] is not compiled[1]
+    assert len(traced) == count
   competitor.run(3)
-  assert len(traced) == 2
+  assert len(traced) == 3
+
+
+def test_medians_are_of_ratios_within_a_turn(monkeypatch):
+  """Where the machine slows down, it does so for all contenders of a turn."""
+  seconds = np.array([[1.0, 1.0, 3.0], [10.0, 11.0, 20.0], [100.0, 100.0, 150.0]])
+  in_turns = competitors._in_turns
+
+  def in_known_turns(*args):
+    assert in_turns(*args).shape == seconds.shape
+    return seconds
+
+  monkeypatch.setattr(competitors, "_in_turns", in_known_turns)
+  case = Case(CASE.network, alrao(1))
+  rows = competitors.measure(case, 3, compilations=3, console=Console(quiet=True))
+  for seconds_name, ratio_name, unit in (
+    ("compile_seconds", "compile_ratio", 1),
+    ("milliseconds", "ratio", 1000),
+  ):
+    assert [row[seconds_name] for row in rows] == [10 * unit, 11 * unit, 20 * unit]
+    assert [row[ratio_name] for row in rows] == [1.0, 1.0, 2.0]
+
+
+def test_every_competitor_has_its_turn_and_its_column():
+  order = []
+
+  def measure_one(name):
+    order.append(name)
+    return 10 * len(order) + "abc".index(name)
+
+  generator = np.random.default_rng(0)
+  found = competitors._in_turns(["a", "b", "c"], measure_one, range(4), generator)
+  turns = np.reshape(order, (4, 3))
+  assert [sorted(turn) for turn in turns] == [["a", "b", "c"]] * 4
+  assert len({tuple(turn) for turn in turns}) > 1  # not always in one order
+  # The last digit tells who was measured, the first ones when.
+  np.testing.assert_array_equal(found % 10, np.tile([0, 1, 2], (4, 1)))
+  assert sorted((found // 10).ravel()) == list(range(1, 13))
+  assert (np.diff((found // 10).mean(axis=1)) == 3).all()
+
+
+def test_records_tell_the_cores_that_the_process_may_use(monkeypatch):
+  monkeypatch.setattr("os.sched_getaffinity", lambda _: {3}, raising=False)
+  assert records._num_cores() == 1
 
 
 def test_costs_are_those_of_the_networks(rows):
@@ -157,7 +203,9 @@ def test_only_the_plain_mlp_can_be_bare(network):
 def test_networks_for_text_have_costs_too(network):
   case = Case(Symbols(network, 4, 7, batch_size=2), alrao(3))
   with jax.numpy_rank_promotion("allow"):  # within flax's own layers
-    sgd, _, heads = competitors.measure(case, 1, 1, Console(quiet=True))
+    sgd, _, heads = competitors.measure(
+      case, rounds=1, compilations=1, console=Console(quiet=True)
+    )
   features = 128 if network == "decoder" else 100
   more = heads["parameter_bytes"] - sgd["parameter_bytes"]
   assert more == 4 * 2 * (features * 7 + 7)
@@ -171,6 +219,7 @@ def test_report_replaces_the_tables_and_keeps_the_rest(rows, tmp_path):
     "title": CASE.network.title,
     "steps": CASE.steps,
     "rounds": 3,
+    "compilations": 2,
     "date": "2020-01-02",
     "environment": dict.fromkeys(names, "x"),
     "rows": rows,
@@ -188,6 +237,7 @@ def test_report_replaces_the_tables_and_keeps_the_rest(rows, tmp_path):
   assert "old" not in once
   assert "### mlp, width 0.03125, batch 8" in once
   assert "| SGD | 1.000 |" in once
+  assert "\n2 compilations; 3 rounds of 2 steps; device x," in once
 
 
 def test_unknown_case_and_no_results_are_errors(tmp_path):

@@ -67,6 +67,9 @@ def time_steps(guards: tuple[alrao_jax.Guard | None, ...], rounds: int) -> np.nd
   """
   contender = Contender("Alrao", "alrao", 10)
   competitors = [Competitor(Case(_Network(guard), ()), contender) for guard in guards]
+  for competitor in competitors:
+    competitor.compile()
+    competitor.run(1)
   generator = np.random.default_rng(0)
   seconds = np.zeros((rounds, len(guards)))
   for turn in range(rounds):
