@@ -28,6 +28,7 @@ from benchmarks.overhead_cases import (
   collapsed,
 )
 from benchmarks.planning import OptionError
+from benchmarks.studies import timing
 
 CASE = Case(
   Images("mlp", 1 / 32, 8, 6, 1, norm="none"),
@@ -289,6 +290,29 @@ def test_chunks_need_less_memory_for_a_large_output_layer(tmp_path):
   assert chunked["temporary_bytes"] < whole["temporary_bytes"] / 2
   with pytest.raises(OptionError, match="must divide --batch-size 32"):
     large_output.Measure(layer, chunks=(3,))()
+
+
+def test_steps_take_turns_with_those_of_pytorch(monkeypatch):
+  """Without PyTorch: both run once before the clock, then as often as each other."""
+  steps = []
+  monkeypatch.setattr(torch_steps, "torch_step", lambda *_: fake)
+
+  def fake(count):
+    steps.append(count)
+    return 4.0
+
+  monkeypatch.setattr(torch_steps, "CASES", {"mlp": CASE})
+  row = torch_steps.Compare(("mlp",), rounds=3, steps=2)._measure(None, "mlp")
+  assert steps == [2] * 4
+  assert row["torch_milliseconds"] == 2000
+  assert 0 < row["jax_milliseconds"] < 2000
+  np.testing.assert_allclose(row["ratio"], row["jax_milliseconds"] / 2000)
+
+
+def test_guards_are_timed_in_turns():
+  seconds = timing.time_steps((None, alrao_jax.guard()), rounds=2)
+  assert seconds.shape == (2, 2)
+  assert (seconds > 0).all()
 
 
 def test_steps_are_compared_with_those_of_pytorch_where_there_is_one(tmp_path):
