@@ -39,8 +39,8 @@ class Run:
   rounds: int = 50
   """Number of turns that each contender has."""
   compilations: int = 5
-  """How often each contender's step is compiled, in turns as well. The first turn pays
-  for what a process does only once: a median needs three."""
+  """How often each contender's step is compiled, in turns as well. The first turn may
+  pay for what a process does only once: a median needs three."""
   out: Path = Path("benchmarks/overhead")
   """Folder for one JSON file a network."""
 
