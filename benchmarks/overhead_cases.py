@@ -127,7 +127,10 @@ class Images(NamedTuple):
   def title(self) -> str:
     """What it is, for a table's heading."""
     kind = "" if self.dtype == jnp.float32 else f", {np.dtype(self.dtype).name}"
-    return f"{self.network}, width {self.width:g}, batch {self.batch_size}{kind}"
+    size = (
+      "" if self.side <= 32 else f", {self.side} pixels, {self.num_classes:,} classes"
+    )
+    return f"{self.network}, width {self.width:g}, batch {self.batch_size}{size}{kind}"
 
   def program(self, contender: Contender) -> ImageProgram:
     """Returns the program of the image benchmarks, on one batch of noise.
@@ -253,6 +256,7 @@ class Case(NamedTuple):
 _COLLAPSED = collapsed(10)
 _ALRAO = (*alrao(10), _COLLAPSED)
 _MLP = Images("mlp", 1.0, 128, 28, 1, norm="none")
+_RESNET50 = Images("resnet50", 1.0, 64, 224, num_classes=1000)
 
 CASES = {
   "mlp": Case(
@@ -264,12 +268,17 @@ CASES = {
   "googlenet_narrow": Case(Images("googlenet", 1 / 8), _ALRAO + PEERS),
   "mobilenet_v2_narrow": Case(Images("mobilenet_v2", 1 / 8), _ALRAO + PEERS),
   "vgg19_narrow": Case(Images("vgg19", 1 / 4), _ALRAO + PEERS),
+  "resnet50_narrow": Case(
+    _RESNET50._replace(width=1 / 4, batch_size=32, side=64), _ALRAO + PEERS
+  ),
   "lstm": Case(Symbols("lstm", 70), _ALRAO + PEERS),
   "decoder": Case(Symbols("decoder", 128), _ALRAO + PEERS),
   "googlenet": Case(Images("googlenet"), _ALRAO),
   "mobilenet_v2": Case(Images("mobilenet_v2"), _ALRAO),
   "vgg19": Case(Images("vgg19"), _ALRAO),
   # For accelerators.
+  "resnet50": Case(_RESNET50, _ALRAO),
+  "resnet50_bfloat16": Case(_RESNET50._replace(dtype=jnp.bfloat16), _ALRAO),
   "googlenet_bfloat16": Case(Images("googlenet", dtype=jnp.bfloat16), _ALRAO),
   "mobilenet_v2_bfloat16": Case(Images("mobilenet_v2", dtype=jnp.bfloat16), _ALRAO),
   "vgg19_bfloat16": Case(Images("vgg19", dtype=jnp.bfloat16), _ALRAO),
