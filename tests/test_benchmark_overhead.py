@@ -199,6 +199,14 @@ def test_only_the_plain_mlp_can_be_bare(network):
     network.program(bare(4))
 
 
+def test_resnet50_is_of_the_size_for_imagenet():
+  network = overhead_cases.CASES["resnet50"].network
+  assert network.title == "resnet50, width 1, batch 64, 224 pixels, 1,000 classes"
+  assert network.program(SGD).num_parameters == 25_557_032  # as everywhere
+  half = overhead_cases.CASES["resnet50_bfloat16"].network
+  assert half.title == f"{network.title}, bfloat16"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("network", ["lstm", "decoder"])
 def test_networks_for_text_have_costs_too(network):
