@@ -10,7 +10,7 @@ VENV ?= $(if $(filter-out python3,$(PYTHON)),.venv-$(subst /,_,$(PYTHON)),.venv)
 BIN := $(VENV)/bin
 PYTEST_ARGS ?= -n auto
 
-.PHONY: help demo benchmark test slow lint types build clean
+.PHONY: help demo benchmark test slow step-times lint types build clean
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 
@@ -19,6 +19,7 @@ help:
 	@echo "make benchmark   a small table of CIFAR-10 runs, or of digits without CIFAR-10"
 	@echo "make test    fast tests"
 	@echo "make slow    tests that take longer"
+	@echo "make step-times  a quick look at what steps take, with pytest-benchmark"
 	@echo "make lint    ruff: format and lint"
 	@echo "make types   pyright"
 	@echo "make build   wheel and source archive in dist/"
@@ -36,6 +37,10 @@ test: $(VENV)/.test
 
 slow: $(VENV)/.test
 	$(BIN)/python -m pytest -q -m slow $(PYTEST_ARGS)
+
+step-times: $(VENV)/.test
+	$(BIN)/python -m pytest -q benchmarks/step_times.py --benchmark-group-by=param:network \
+	  --benchmark-columns=median,iqr,rounds
 
 lint: $(VENV)/.dev
 	$(BIN)/python -m ruff format --check .

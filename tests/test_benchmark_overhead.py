@@ -1,6 +1,8 @@
 """The comparison of costs, on a case so small that it takes seconds."""
 
 import json
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -15,6 +17,7 @@ from benchmarks import (
   overhead,
   overhead_cases,
   records,
+  step_times,
   torch_steps,
 )
 from benchmarks.overhead_cases import (
@@ -205,6 +208,24 @@ def test_resnet50_is_of_the_size_for_imagenet():
   assert network.program(SGD).num_parameters == 25_557_032  # as everywhere
   half = overhead_cases.CASES["resnet50_bfloat16"].network
   assert half.title == f"{network.title}, bfloat16"
+
+
+@pytest.mark.slow
+def test_quick_look_times_the_steps_it_is_asked_for(tmp_path):
+  out = tmp_path / "times.json"
+  command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist"]
+  command += [
+    "benchmarks/step_times.py",
+    "-k",
+    "mlp and not 50",
+    f"--benchmark-json={out}",
+  ]
+  subprocess.run(command, check=True, cwd=records.ROOT)
+  found = json.loads(out.read_text())["benchmarks"]
+  labels = ["SGD", "Alrao, 10 heads", "Adam"]
+  assert [each["name"] for each in found] == [f"test_step[mlp-{x}]" for x in labels]
+  assert all(each["stats"]["rounds"] == step_times.ROUNDS for each in found)
+  assert all(each["stats"]["min"] > 0 for each in found)
 
 
 @pytest.mark.slow
