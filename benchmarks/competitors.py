@@ -116,13 +116,13 @@ def measure(
   def track(turns, what):
     return rich.progress.track(range(turns), f"{title}: {what}", console=console)
 
-  compile_seconds = _in_turns(
+  compile_seconds = in_turns(
     competitors, Competitor.compile, track(compilations, "compiling"), generator
   )
   costs = [competitor.costs() for competitor in competitors]
   for competitor in competitors:
     competitor.run(1)
-  step_seconds = _in_turns(
+  step_seconds = in_turns(
     competitors,
     lambda competitor: competitor.run(case.steps) / case.steps,
     track(rounds, "training"),
@@ -150,13 +150,23 @@ def measure(
   return rows
 
 
-def _in_turns(
+def in_turns(
   competitors: Sequence[Any],
   measure_one: Callable[[Any], float],
   turns: Iterable[int],
   generator: np.random.Generator,
 ) -> np.ndarray:
-  """What each competitor measures in each turn, of shape (turns, competitors)."""
+  """Measures all competitors in each turn, in an order drawn anew.
+
+  Args:
+    competitors: What is measured.
+    measure_one: Measures one of them.
+    turns: One entry for each turn.
+    generator: Draws the order.
+
+  Returns:
+    The measurements, of shape (turns, competitors).
+  """
   measured = []
   for _ in turns:
     row = np.zeros(len(competitors))

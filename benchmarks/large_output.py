@@ -23,6 +23,7 @@ import tyro
 
 import alrao_jax
 from benchmarks import commands, records
+from benchmarks.competitors import in_turns
 from benchmarks.planning import OptionError, refuse
 
 
@@ -180,11 +181,7 @@ def measure(layer: Layer, chunks: tuple[int, ...], rounds: int) -> list[dict[str
     rounds: Number of steps that are timed, in turns, in an order drawn anew.
   """
   competitors = [Competitor(layer, number) for number in (None, *chunks)]
-  generator = np.random.default_rng(0)
-  times = np.zeros((rounds, len(competitors)))
-  for i in range(rounds):
-    for j in generator.permutation(len(competitors)):
-      times[i, j] = competitors[j].run()
+  times = in_turns(competitors, Competitor.run, range(rounds), np.random.default_rng(0))
   return [
     {
       **competitor.row,

@@ -1,6 +1,7 @@
 """Times of steps on small networks, by pytest-benchmark; no part of the tests.
 
     make step-times
+    python -m pytest benchmarks/step_times.py -k mlp --benchmark-autosave
     python -m pytest benchmarks/step_times.py -k mlp --benchmark-compare
 
 A quick look while working on the library. Each contender has its time alone, not in

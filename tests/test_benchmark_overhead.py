@@ -94,13 +94,13 @@ def test_every_compilation_is_as_the_first(monkeypatch):
 def test_medians_are_of_ratios_within_a_turn(monkeypatch):
   """Where the machine slows down, it does so for all contenders of a turn."""
   seconds = np.array([[1.0, 1.0, 3.0], [10.0, 11.0, 20.0], [100.0, 100.0, 150.0]])
-  in_turns = competitors._in_turns
+  in_turns = competitors.in_turns
 
   def in_known_turns(*args):
     assert in_turns(*args).shape == seconds.shape
     return seconds
 
-  monkeypatch.setattr(competitors, "_in_turns", in_known_turns)
+  monkeypatch.setattr(competitors, "in_turns", in_known_turns)
   case = Case(CASE.network, alrao(1))
   rows = competitors.measure(case, 3, compilations=3, console=Console(quiet=True))
   for seconds_name, ratio_name, unit in (
@@ -119,7 +119,7 @@ def test_every_competitor_has_its_turn_and_its_column():
     return 10 * len(order) + "abc".index(name)
 
   generator = np.random.default_rng(0)
-  found = competitors._in_turns(["a", "b", "c"], measure_one, range(4), generator)
+  found = competitors.in_turns(["a", "b", "c"], measure_one, range(4), generator)
   turns = np.reshape(order, (4, 3))
   assert [sorted(turn) for turn in turns] == [["a", "b", "c"]] * 4
   assert len({tuple(turn) for turn in turns}) > 1  # not always in one order
@@ -276,6 +276,8 @@ def test_report_replaces_the_tables_and_keeps_the_rest(rows, tmp_path):
 def test_unknown_case_and_no_results_are_errors(tmp_path):
   with pytest.raises(OptionError, match="--cases knows mlp"):
     overhead.Run(cases=("nonsense",))()
+  with pytest.raises(OptionError, match="--rounds must be at least 1, got 0"):
+    overhead.Run(rounds=0)()
   with pytest.raises(OptionError, match="--compilations must be at least 1, got 0"):
     overhead.Run(compilations=0)()
   with pytest.raises(records.RecordError, match="no JSON files"):
@@ -341,6 +343,7 @@ def test_steps_take_turns_with_those_of_pytorch(monkeypatch):
   np.testing.assert_allclose(row["ratio"], row["jax_milliseconds"] / 2000)
 
 
+@pytest.mark.slow
 def test_guards_are_timed_in_turns():
   seconds = timing.time_steps((None, alrao_jax.guard()), rounds=2)
   assert seconds.shape == (2, 2)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 import alrao_jax
-from benchmarks.competitors import Competitor
+from benchmarks.competitors import Competitor, in_turns
 from benchmarks.data import Split, Splits
 from benchmarks.images import ImageData, ImageProgram
 from benchmarks.models import build_model
@@ -70,9 +70,9 @@ def time_steps(guards: tuple[alrao_jax.Guard | None, ...], rounds: int) -> np.nd
   for competitor in competitors:
     competitor.compile()
     competitor.run(1)
-  generator = np.random.default_rng(0)
-  seconds = np.zeros((rounds, len(guards)))
-  for turn in range(rounds):
-    for i in generator.permutation(len(guards)):
-      seconds[turn, i] = competitors[i].run(STEPS_A_TURN) / STEPS_A_TURN
-  return seconds
+  return in_turns(
+    competitors,
+    lambda competitor: competitor.run(STEPS_A_TURN) / STEPS_A_TURN,
+    range(rounds),
+    np.random.default_rng(0),
+  )
