@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from ._checks import check_count
+from ._closures import closure_convert
 from ._mixture import (
   MixtureInfo,
   check_heads,
@@ -20,7 +21,7 @@ from ._mixture import (
   routed_loss,
   with_finite_heads,
 )
-from ._routing import HeadOutputs, closure_convert
+from ._routing import HeadOutputs
 
 PyTree = Any
 
@@ -94,7 +95,7 @@ def chunked_mixture_loss(
       values = jax.vmap(lambda outputs: log_prob(outputs, targets))(outputs)
       return values.astype(loss_dtype(values))
 
-    converted, closed_over = closure_convert(each_head, heads.shared)
+    converted, closed_over, _ = closure_convert(each_head, heads.shared)
     own = converted(jax.lax.stop_gradient(closed_over), heads.own)
     size = jax.tree.leaves(targets)[0].shape[0]
     if own.shape != (heads.num_heads, size):

@@ -24,8 +24,9 @@ def head_product(
   the left operand one transposition serves both, and it is the outputs that are
   transposed back. This order is taken where a head has more features than the batch has
   examples (of sequences, positions), so that its kernel is larger than its outputs, and
-  more than it has outputs itself, beyond which it was slower. Elsewhere, and where
-  JAX's default backend is no CPU, for which it was not measured, this is
+  more than it has outputs itself, beyond which it was slower. (Large heads, which
+  `multi_head` handles apart, have no kernel transposed in either order.) Elsewhere, and
+  where JAX's default backend is no CPU, for which it was not measured, this is
   `jax.lax.dot_general`. A `jax.vmap` around the model hides its axis from this count.
 
   Args:

@@ -1,5 +1,6 @@
 """Heads evaluated once, gradients on two ways."""
 
+import collections
 import functools
 import gc
 import re
@@ -15,6 +16,7 @@ from alrao_jax._losses import classification_loss
 from alrao_jax._routing import HeadOutputs, multi_head
 
 NUM_HEADS, BATCH, FEATURES, HIDDEN, CLASSES = 5, 16, 12, 8, 3
+MANY_CLASSES = 40  # of large heads, which are handled apart
 
 
 def normal(index, *shape):
@@ -51,32 +53,60 @@ def dense_params(index, inputs, outputs, num_heads=NUM_HEADS):
   return {"kernel": kernel, "bias": 0.1 * normal(index + 1, num_heads, outputs)}
 
 
-def dense_head():
-  return dense, dense_params(0, FEATURES, CLASSES)
+def dense_head(classes=CLASSES):
+  return dense, dense_params(0, FEATURES, classes)
 
 
-def mlp_head():
+def mlp_head(classes=CLASSES):
   params = {
     "hidden": dense_params(0, FEATURES, HIDDEN),
-    "out": dense_params(2, HIDDEN, CLASSES),
+    "out": dense_params(2, HIDDEN, classes),
   }
   return mlp, params
 
 
-def norm_head():
+def norm_head(classes=CLASSES):
   norm = {
     "scale": 1 + 0.1 * normal(4, NUM_HEADS, FEATURES),
     "bias": 0.1 * normal(5, NUM_HEADS, FEATURES),
   }
-  return norm_first, {"norm": norm, "out": dense_params(2, FEATURES, CLASSES)}
+  return norm_first, {"norm": norm, "out": dense_params(2, FEATURES, classes)}
 
 
-def cosine_head():
-  return cosine, {"kernel": normal(0, NUM_HEADS, FEATURES, CLASSES)}
+def cosine_head(classes=CLASSES):
+  return cosine, {"kernel": normal(0, NUM_HEADS, FEATURES, classes)}
 
 
-HEADS = {"dense": dense_head, "mlp": mlp_head, "norm": norm_head}
+def scaled(params, x):
+  """A parameter that is divided by on the way back, too."""
+  return x @ params["kernel"] / params["scale"]
+
+
+def scaled_head(classes=CLASSES):
+  kernel = normal(0, NUM_HEADS, FEATURES, classes)
+  return scaled, {"kernel": kernel, "scale": 2 + normal(1, NUM_HEADS) ** 2}
+
+
+def large(make_head):
+  return functools.partial(make_head, MANY_CLASSES)
+
+
+SMALL_HEADS = {"dense": dense_head, "mlp": mlp_head, "norm": norm_head}
+LARGE_HEADS = {f"large {name}": large(make) for name, make in SMALL_HEADS.items()}
+HEADS = SMALL_HEADS | LARGE_HEADS
+DIVIDING_HEADS = {
+  "cosine": cosine_head,
+  "scaled": scaled_head,
+  "large cosine": large(cosine_head),
+  "large scaled": large(scaled_head),
+}
 all_heads = pytest.mark.parametrize("head", HEADS)
+
+
+@pytest.fixture(params=["small", "large"])
+def sized(request):
+  """Makes heads of both kinds."""
+  return large if request.param == "large" else lambda make_head: make_head
 
 
 def batch():
@@ -141,8 +171,8 @@ def test_gradient_equals_two_evaluations(head):
     assert_close(grads, expected, terms=NUM_HEADS * BATCH)
 
 
-def test_shared_cotangent_spares_parameters_and_own_spares_features():
-  head_fn, params = mlp_head()
+def test_shared_cotangent_spares_parameters_and_own_spares_features(sized):
+  head_fn, params = sized(mlp_head)()
   features, *_ = batch()
 
   def total(half):
@@ -161,8 +191,8 @@ def test_shared_cotangent_spares_parameters_and_own_spares_features():
   assert not d_features.any()
 
 
-def test_outputs_are_those_of_each_head():
-  head_fn, params = mlp_head()
+def test_outputs_are_those_of_each_head(sized):
+  head_fn, params = sized(mlp_head)()
   features, *_ = batch()
   heads = multi_head(head_fn, params, features)
   assert heads.num_heads == NUM_HEADS
@@ -185,7 +215,7 @@ def op_counts(fn, *args):
       computations[name] = body = []
     elif line.startswith("  "):
       body.append(line)
-  counts, waiting, seen = {}, ["ENTRY"], set()
+  counts, waiting, seen = collections.Counter(), ["ENTRY"], set()
   while waiting:
     name = waiting.pop()
     if name in seen:
@@ -193,7 +223,7 @@ def op_counts(fn, *args):
     seen.add(name)
     for line in computations[name]:
       op = re.search(r" = .*? ([\w\-]+)\(", line)[1]
-      counts[op] = counts.get(op, 0) + 1
+      counts[op] += 1
       if op != "conditional":
         called = re.findall(r"%([\w.\-]+)", line.split(" = ")[1])
         waiting += [name for name in called if name in computations]
@@ -214,17 +244,57 @@ def plain_gradient_fn(head_fn):
 # A layer has one product forwards, one back to its kernel and one to its input. Where
 # parameters lie below it, that input has two cotangents (shared and own) for one.
 @pytest.mark.parametrize(
-  ("head", "additional"), [("dense", 0), ("norm", 1), ("mlp", 1)]
+  ("kind", "additional"), [("dense", 0), ("norm", 1), ("mlp", 1)]
 )
-def test_compiled_step_evaluates_heads_once(head, additional):
-  head_fn, params = HEADS[head]()
+def test_compiled_step_evaluates_heads_once(kind, additional, sized):
+  head_fn, params = sized(SMALL_HEADS[kind])()
   args = params, *batch()
   routed = op_counts(gradient_fn(head_fn), *args)
   plain = op_counts(plain_gradient_fn(head_fn), *args)
-  assert plain["dot"] == (6 if head == "mlp" else 3)
+  assert plain["dot"] == (6 if kind == "mlp" else 3)
   assert routed["dot"] == plain["dot"] + additional
-  assert routed.get("rsqrt", 0) == plain.get("rsqrt", 0)
-  assert routed["conditional"] == 1
+  assert routed["rsqrt"] == plain["rsqrt"]
+  assert bool(plain["rsqrt"]) == (kind == "norm")
+  assert routed["conditional"] == (0 if sized is large else 1)
+
+
+def test_heads_with_more_outputs_than_the_harmonic_mean_are_large():
+  """Of features and examples, here 12 and 16, hence from 14 outputs on."""
+  features, *_ = batch()
+  copies = (NUM_HEADS, *features.shape)
+
+  def has_copies(head_fn, *args):
+    return f"f32[{','.join(map(str, copies))}]" in str(jax.make_jaxpr(head_fn)(*args))
+
+  for classes, expected in ((13, False), (14, True)):
+    head_fn, params = dense_head(classes)
+    evaluate = functools.partial(multi_head, head_fn)
+    assert has_copies(evaluate, params, features) == expected
+
+  def closing(params, features, table):  # what they close over is shared
+    return multi_head(lambda params, x: head_fn(params, x * table), params, features)
+
+  assert not has_copies(closing, params, features, jnp.ones_like(features))
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="bounds are of XLA's CPU")
+def test_large_heads_are_trained_without_a_transposed_copy_of_their_kernels():
+  classes = 1000
+  features, labels, log_weights = batch()
+  kernels = normal(0, NUM_HEADS, FEATURES, classes)
+
+  def step(kernels, *args):
+    grads = gradient_fn(lambda kernel, x: x @ kernel)(kernels, *args)[1]
+    return kernels - 0.1 * grads[0], grads[1]
+
+  args = kernels, features, labels, log_weights
+  compiled = jax.jit(step).lower(*args).compile()
+  shape = rf"f32\[{NUM_HEADS},{FEATURES},{classes}\]"
+  assert not re.search(rf"{shape}\S* (copy|transpose)\(", compiled.as_text())
+  donated = jax.jit(step, donate_argnums=0).lower(*args).compile()
+  # One gradient of the kernels and two of the outputs, with hardly anything beside.
+  held = kernels.nbytes + 2 * NUM_HEADS * BATCH * classes * 4
+  assert donated.memory_analysis().temp_size_in_bytes < 1.1 * held
 
 
 def test_two_evaluations_behind_a_norm_layer_are_seen_by_the_count():
@@ -233,10 +303,11 @@ def test_two_evaluations_behind_a_norm_layer_are_seen_by_the_count():
   assert op_counts(gradient_fn(head_fn, two_evaluations), *args)["dot"] == 3 + 1 + 1
 
 
-def test_softmax_is_computed_once_for_both_losses():
-  head_fn, params = dense_head()
+def test_softmax_is_computed_once_for_both_losses(sized):
+  head_fn, params = sized(dense_head)()
   text = compiled_step(head_fn).lower(params, *batch()).compile().as_text()
-  logits = rf"f32\[{NUM_HEADS},{BATCH},{CLASSES}\]"
+  classes = params["kernel"].shape[-1]
+  logits = rf"f32\[{NUM_HEADS},{BATCH},{classes}\]"
   assert len(re.findall(rf"{logits}\S* exponential\(", text)) == 1
 
 
@@ -260,9 +331,9 @@ def diverge(params, factor, victims):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("head", [*HEADS, "cosine"])
+@pytest.mark.parametrize("head", [*HEADS, *DIVIDING_HEADS])
 def test_diverged_heads_leave_finite_gradients_of_the_others(head, dtype):
-  head_fn, params = {**HEADS, "cosine": cosine_head}[head]()
+  head_fn, params = {**HEADS, **DIVIDING_HEADS}[head]()
   features, labels, log_weights = batch()
   params, features = jax.tree.map(lambda x: x.astype(dtype), (params, features))
   step = compiled_step(head_fn)
@@ -291,19 +362,19 @@ def test_diverged_heads_leave_finite_gradients_of_the_others(head, dtype):
         assert_close(mine, expected, terms=BATCH)
 
 
-def test_nonfinite_cotangents_are_zero_where_they_enter():
-  head_fn, params = dense_head()
+def test_nonfinite_cotangents_are_zero_where_they_enter(sized):
+  head_fn, params = sized(dense_head)()
   features, *_ = batch()
   _, pullback = jax.vjp(lambda *args: multi_head(head_fn, *args), params, features)
   pullback = jax.jit(pullback)
-  shared = own = jnp.ones((NUM_HEADS, BATCH, CLASSES))
+  shared = own = jnp.ones((NUM_HEADS, BATCH, params["kernel"].shape[-1]))
   expected = pullback(HeadOutputs(shared.at[:, 3].set(0), own.at[1, 2].set(0)))
   broken = HeadOutputs(shared.at[:, 3].set(jnp.nan), own.at[1, 2].set(jnp.inf))
   jax.tree.map(np.testing.assert_array_equal, pullback(broken), expected)
 
 
-def test_nonfinite_features_leave_finite_gradients():
-  head_fn, params = norm_head()
+def test_nonfinite_features_leave_finite_gradients(sized):
+  head_fn, params = sized(norm_head)()
   features, labels, log_weights = batch()
   for bad in (jnp.nan, jnp.inf):
     args = params, features.at[0, 0].set(bad), labels, log_weights
@@ -313,12 +384,69 @@ def test_nonfinite_features_leave_finite_gradients():
     assert all_finite(grads)
 
 
+def rematerialised(head_fn):
+  """What it leaves for the gradient is its arguments, which are finite."""
+  return jax.checkpoint(head_fn)
+
+
+def unit_hidden(params, x):
+  hidden = x @ params["hidden"]
+  length = jnp.sqrt((hidden**2).sum(axis=-1, keepdims=True))
+  return hidden / length @ params["out"]
+
+
+def test_division_by_exactly_zero_in_one_head_spares_the_others(sized):
+  params = {
+    "hidden": normal(0, NUM_HEADS, FEATURES, HIDDEN).at[2].set(0),
+    "out": normal(1, NUM_HEADS, HIDDEN, sized(lambda classes=CLASSES: classes)()),
+  }
+  assert_victim_is_spared(unit_hidden, params, victim=2)
+
+
+def test_overflow_while_computing_again_in_one_head_spares_the_others(sized):
+  head_fn, params = sized(mlp_head)()
+  bad = diverge(params, 1e25, [2])
+  assert_victim_is_spared(rematerialised(head_fn), bad, victim=2)
+
+
+def assert_victim_is_spared(head_fn, params, victim):
+  features, labels, log_weights = batch()
+  (loss, info), grads = gradient_fn(head_fn)(params, features, labels, log_weights)
+  assert np.flatnonzero(~info.alive).tolist() == [victim]
+  assert np.isfinite(loss)
+  assert all_finite(grads)
+  others = jax.tree.map(lambda x: jnp.delete(x, victim, axis=0), (params, log_weights))
+  _, expected = gradient_fn(head_fn)(others[0], features, labels, others[1])
+  assert_close(grads[1], expected[1], terms=NUM_HEADS * HIDDEN)
+
+
+def test_infinite_residuals_of_heads_that_are_alive_count_as_they_are(sized):
+  """Outputs are finite, and so are gradients."""
+
+  def masked(params, inputs):
+    x, mask = inputs
+    return jax.nn.softmax(x + mask, axis=-1) @ params["kernel"] / params["scale"]
+
+  _, params = sized(scaled_head)()
+  params["scale"] = params["scale"].at[2].set(jnp.inf)
+  features, labels, log_weights = batch()
+  inputs = features, jnp.zeros_like(features).at[:, 3:6].set(-jnp.inf)
+  for head_fn in (masked, rematerialised(masked)):
+    (loss, info), grads = gradient_fn(head_fn)(params, inputs, labels, log_weights)
+    assert info.alive.all()
+    (expected_loss, _), expected = gradient_fn(head_fn, two_evaluations)(
+      params, inputs, labels, log_weights
+    )
+    assert_close(loss, expected_loss, terms=BATCH)
+    assert_close(grads[1][0], expected[1][0], terms=NUM_HEADS * BATCH)
+
+
 # Arguments of every kind
 
 
-def test_aux_is_given_to_each_head_and_comes_back():
+def test_aux_is_given_to_each_head_and_comes_back(sized):
   features, *_ = batch()
-  _, params = dense_head()
+  _, params = sized(dense_head)()
   means = normal(7, NUM_HEADS, FEATURES)
 
   def head_fn(params, features, mean):
@@ -331,9 +459,9 @@ def test_aux_is_given_to_each_head_and_comes_back():
     assert_close(new_means[j], 0.9 * means[j] + 0.1 * features.mean(axis=0), BATCH)
 
 
-def test_aux_has_no_gradient():
+def test_aux_has_no_gradient(sized):
   features, *_ = batch()
-  _, params = dense_head()
+  _, params = sized(dense_head)()
 
   def total(features, aux):
     heads, new_aux = multi_head(
@@ -352,9 +480,9 @@ def test_aux_has_no_gradient():
   np.testing.assert_array_equal(d_features, expected)
 
 
-def test_random_keys_as_aux_give_each_head_its_own_mask():
+def test_random_keys_as_aux_give_each_head_its_own_mask(sized):
   features, *_ = batch()
-  _, params = dense_head()
+  _, params = sized(dense_head)()
 
   def head_fn(params, features, key):
     mask = jax.random.bernoulli(key, 0.5, features.shape)
@@ -417,9 +545,9 @@ def test_closed_over_integers_and_keys_need_no_gradient():
     assert_close(grads[j], expected, terms=NUM_HEADS)
 
 
-def test_closed_over_arrays_are_not_kept_alive():
+def test_closed_over_arrays_are_not_kept_alive(sized):
   features, _, log_weights = batch()
-  head_fn, params = dense_head()
+  head_fn, params = sized(dense_head)()
 
   def evaluate_once():
     labels, noise = batch()[1], jnp.ones_like(features)
@@ -432,9 +560,10 @@ def test_closed_over_arrays_are_not_kept_alive():
   assert [array() for array in arrays] == [None, None]
 
 
-def test_trees_with_integer_leaves_pass_through():
+@pytest.mark.parametrize("classes", [CLASSES, MANY_CLASSES])
+def test_trees_with_integer_leaves_pass_through(classes):
   features, *_ = batch()
-  kernels = normal(0, NUM_HEADS, FEATURES, CLASSES)
+  kernels = normal(0, NUM_HEADS, FEATURES, classes)
   params = {"kernel": kernels, "index": jnp.arange(NUM_HEADS)}
   inputs = {"x": features, "mask": jnp.arange(BATCH) % 2}
 
@@ -456,8 +585,8 @@ def test_trees_with_integer_leaves_pass_through():
   assert_close(d_params["kernel"], expected, terms=BATCH)
 
 
-def test_numpy_parameters_and_features_work():
-  head_fn, params = dense_head()
+def test_numpy_parameters_and_features_work(sized):
+  head_fn, params = sized(dense_head)()
   features, *_ = batch()
   heads = multi_head(head_fn, jax.tree.map(np.asarray, params), np.asarray(features))
   np.testing.assert_array_equal(
@@ -466,8 +595,8 @@ def test_numpy_parameters_and_features_work():
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
-def test_gradients_keep_the_dtype(dtype):
-  head_fn, params = dense_head()
+def test_gradients_keep_the_dtype(sized, dtype):
+  head_fn, params = sized(dense_head)()
   features, labels, log_weights = batch()
   params, features = jax.tree.map(lambda x: x.astype(dtype), (params, features))
   step = compiled_step(head_fn)
@@ -479,9 +608,9 @@ def test_gradients_keep_the_dtype(dtype):
 # Transformations
 
 
-def test_vmap_over_models_equals_a_loop():
+def test_vmap_over_models_equals_a_loop(sized):
   with jax.enable_x64(True):
-    head_fn, params = mlp_head()
+    head_fn, params = sized(mlp_head)()
     models = params, diverge(params, np.inf, [1])
     step = gradient_fn(head_fn)
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *models)
@@ -494,9 +623,9 @@ def test_vmap_over_models_equals_a_loop():
       assert_close(actual, expected, terms=NUM_HEADS * BATCH)
 
 
-def test_scanned_training_equals_a_loop():
+def test_scanned_training_equals_a_loop(sized):
   with jax.enable_x64(True):
-    head_fn, params = mlp_head()
+    head_fn, params = sized(mlp_head)()
     rest = batch()
 
     def step(params, _):
@@ -511,8 +640,8 @@ def test_scanned_training_equals_a_loop():
     assert_close(scanned, params, terms=3 * BATCH * NUM_HEADS)
 
 
-def test_shard_map_checks_how_values_vary_over_devices():
-  head_fn, params = mlp_head()
+def test_shard_map_checks_how_values_vary_over_devices(sized):
+  head_fn, params = sized(mlp_head)()
   features, labels, log_weights = batch()
   mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
   rows = jax.P("data")
@@ -530,9 +659,9 @@ def test_shard_map_checks_how_values_vary_over_devices():
     assert_close(actual, expected, terms=NUM_HEADS * BATCH)
 
 
-def test_checkpoint_changes_nothing():
+def test_checkpoint_changes_nothing(sized):
   with jax.enable_x64(True):
-    head_fn, params = mlp_head()
+    head_fn, params = sized(mlp_head)()
     features, labels, log_weights = batch()
 
     def loss_fn(wrap):
@@ -548,9 +677,9 @@ def test_checkpoint_changes_nothing():
     assert_close(grads, expected, terms=NUM_HEADS * BATCH)
 
 
-def test_second_derivatives_are_those_of_the_routed_gradient():
+def test_second_derivatives_are_those_of_the_routed_gradient(sized):
   with jax.enable_x64(True):
-    head_fn, params = dense_head()
+    head_fn, params = sized(dense_head)()
     features, labels, log_weights = batch()
     evaluate = jax.vmap(head_fn, in_axes=(0, None))
 
