@@ -133,7 +133,11 @@ def measure(
   base = costs[0]
   rows = []
   for j, (contender, cost) in enumerate(zip(contenders, costs, strict=True)):
-    heads = cost["parameter_bytes"] - base["parameter_bytes"]
+    # What further heads hold beside SGD's: both with a gradient of the same size.
+    parameters = cost["parameter_bytes"] - base["parameter_bytes"]
+    num_heads = contender.num_heads and (contender.keep or contender.num_heads)
+    outputs = case.network.output_bytes(num_heads) - case.network.output_bytes(None)
+    outputs = max(0, outputs)  # in chunks they may be fewer
     rows.append(
       {
         **contender._asdict(),
@@ -141,7 +145,9 @@ def measure(
         "ratio_quartiles": np.quantile(ratios[:, j], [0.25, 0.75]).tolist(),
         "milliseconds": 1e3 * float(np.median(step_seconds[:, j])),
         "floor": max(cost[name] / base[name] for name in ("flops", "bytes")),
-        "peak_ratio": cost["peak_bytes"] / (base["peak_bytes"] + 2 * heads),
+        "peak_ratio": cost["peak_bytes"] / (base["peak_bytes"] + 2 * parameters),
+        "peak_ratio_with_outputs": cost["peak_bytes"]
+        / (base["peak_bytes"] + 2 * (parameters + outputs)),
         "compile_seconds": float(np.median(compile_seconds[:, j])),
         "compile_ratio": float(np.median(compile_ratios[:, j])),
         **cost,

@@ -116,6 +116,7 @@ def table(found: records.Record) -> str:
     "ms a step",
     "rates / parameters",
     "peak memory / (SGD's + 2 x more parameters)",
+    "peak memory / (SGD's + 2 x more parameters and outputs)",
     "compile, s",
     "compile / SGD's",
   ]
@@ -137,6 +138,7 @@ def table(found: records.Record) -> str:
       f"{row['milliseconds']:.2f}",
       f"{rates:.4f}" if rates else "",
       f"{row['peak_ratio']:.3f}",
+      f"{row['peak_ratio_with_outputs']:.3f}",
       f"{row['compile_seconds']:.1f}",
       f"{row['compile_ratio']:.2f}",
     ]

@@ -91,6 +91,14 @@ class Network(Protocol):
     """What it is, for a table's heading."""
     ...
 
+  def output_bytes(self, num_heads: int | None) -> int:
+    """Returns the bytes of all outputs that a step holds at once.
+
+    Args:
+      num_heads: Number of heads; None for an ordinary output layer.
+    """
+    ...
+
   def program(self, contender: Contender) -> TimedProgram:
     """Returns the program of its benchmark, on one batch of noise.
 
@@ -131,6 +139,15 @@ class Images(NamedTuple):
       "" if self.side <= 32 else f", {self.side} pixels, {self.num_classes:,} classes"
     )
     return f"{self.network}, width {self.width:g}, batch {self.batch_size}{size}{kind}"
+
+  def output_bytes(self, num_heads: int | None) -> int:
+    """Returns the bytes of all outputs that a step holds at once.
+
+    Args:
+      num_heads: Number of heads; None for an ordinary output layer.
+    """
+    # The output layer is float32 always.
+    return 4 * (num_heads or 1) * self.batch_size * self.num_classes
 
   def program(self, contender: Contender) -> ImageProgram:
     """Returns the program of the image benchmarks, on one batch of noise.
@@ -201,6 +218,15 @@ class Symbols(NamedTuple):
       f"{self.network}, {self.vocabulary_size:,} {self.level}, {self.batch_size} "
       f"streams of {self.length}"
     )
+
+  def output_bytes(self, num_heads: int | None) -> int:
+    """Returns the bytes of all outputs that a step holds at once.
+
+    Args:
+      num_heads: Number of heads; None for an ordinary output layer.
+    """
+    whole = 4 * self.batch_size * self.length * self.vocabulary_size
+    return whole if num_heads is None else num_heads * whole // self.chunks
 
   def program(self, contender: Contender) -> TextProgram:
     """Returns the program of the text benchmarks, on one batch of noise.

@@ -65,7 +65,13 @@ def test_every_contender_has_a_row_relative_to_sgd(rows):
     "Adam",
   ]
   sgd = rows[0]
-  for name in ("ratio", "floor", "peak_ratio", "compile_ratio"):
+  for name in (
+    "ratio",
+    "floor",
+    "peak_ratio",
+    "peak_ratio_with_outputs",
+    "compile_ratio",
+  ):
     assert sgd[name] == 1.0
   assert all(row["milliseconds"] > 0 for row in rows)
 
@@ -146,9 +152,20 @@ def test_costs_are_those_of_the_networks(rows):
   # What is left after the others have gone is the same program as one head's.
   for name in ("parameter_bytes", "rates_bytes", "flops", "bytes", "peak_bytes"):
     assert by_label["Alrao, 1 head left of 4"][name] == by_label["Alrao, 1 head"][name]
+  # Further heads hold parameters and outputs, and gradients of both.
+  own = 2 * (4 * 3 * head + 4 * 3 * 8 * 10)
+  expected = four["peak_bytes"] / (by_label["SGD"]["peak_bytes"] + own)
+  assert four["peak_ratio_with_outputs"] == pytest.approx(expected)
   # Adam keeps two moments of every parameter.
   more = by_label["Adam"]["peak_bytes"] - by_label["SGD"]["peak_bytes"]
   assert more >= 2 * by_label["SGD"]["parameter_bytes"]
+
+
+def test_outputs_in_chunks_are_held_one_chunk_at_a_time():
+  words = Symbols("lstm", 70, 10_000, "words", chunks=20)
+  whole = 4 * 20 * 70 * 10_000
+  assert words.output_bytes(None) == whole  # an ordinary layer's are never divided
+  assert words.output_bytes(10) == whole // 2
 
 
 def test_every_contender_trains_the_same_network():

@@ -31,6 +31,14 @@ class _Network(NamedTuple):
     """What it is."""
     return "small_cnn without normalisation"
 
+  def output_bytes(self, num_heads: int | None) -> int:
+    """Returns the bytes of all outputs that a step holds at once.
+
+    Args:
+      num_heads: Number of heads; None for an ordinary output layer.
+    """
+    return 4 * (num_heads or 1) * 32 * 10
+
   def program(self, contender: Contender) -> ImageProgram:
     """Returns its program, on one batch of noise.
 
