@@ -67,7 +67,7 @@ def multi_head(
   nor poisons an optimizer's state. Non-finite entries become zero in the incoming
   cotangents and in the parameters' gradient; if the features' gradient has any, it is
   computed again without the heads whose cotangent is zero. (That is a `jax.lax.cond`:
-  under `jax.vmap` both its branches run.)
+  under `jax.vmap` both its branches run. A single head needs none.)
 
   **Large heads**, which have in parameters and outputs more than twice as many numbers
   as the features, are handled apart: each has its own copy of the features, and what it
@@ -189,7 +189,10 @@ def _route_backward(evaluate, residuals, cotangents):
     _, pullback = jax.vjp(lambda x: evaluate(good_params, x, good_aux)[0], inputs)
     return _without_float0(_finite(pullback(shared)[0]))
 
-  d_inputs = jax.lax.cond(_all_finite(d_inputs), lambda: d_inputs, again)
+  if heads.num_heads == 1:
+    d_inputs = _finite(d_inputs)  # no other head is to be spared
+  else:
+    d_inputs = jax.lax.cond(_all_finite(d_inputs), lambda: d_inputs, again)
   return d_params, d_inputs, None
 
 

@@ -297,6 +297,18 @@ def test_large_heads_are_trained_without_a_transposed_copy_of_their_kernels():
   assert donated.memory_analysis().temp_size_in_bytes < 1.1 * held
 
 
+def test_a_single_head_needs_no_condition():
+  head_fn, params = mlp_head()
+  params = jax.tree.map(lambda x: x[:1], params)
+  features, labels, _ = batch()
+  args = features, labels, jnp.zeros(1)
+  assert "conditional" not in op_counts(gradient_fn(head_fn), params, *args)
+  for factor in FACTORS:
+    bad = jax.tree.map(lambda x, factor=factor: x * factor, params)
+    _, grads = compiled_step(head_fn)(bad, *args)
+    assert all_finite(grads), factor
+
+
 def test_two_evaluations_behind_a_norm_layer_are_seen_by_the_count():
   head_fn, params = norm_head()
   args = params, *batch()

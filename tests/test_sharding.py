@@ -208,11 +208,13 @@ def check_collectives(hlo, num_heads, head, body):
     assert np.prod(shape) < np.prod(body), f"the body is gathered: {shape}"
 
 
-def test_a_step_on_four_devices_moves_sums_alone_and_is_the_same():
+# Heads of 40 classes are handled apart.
+@pytest.mark.parametrize("classes", [5, 40])
+def test_a_step_on_four_devices_moves_sums_alone_and_is_the_same(classes):
   class Model(nn.Module):
     @nn.compact
     def __call__(self, x):
-      return MultiHead(nn.Dense(5), num_heads=4)(nn.relu(nn.Dense(32)(x)))
+      return MultiHead(nn.Dense(classes), num_heads=4)(nn.relu(nn.Dense(32)(x)))
 
   model, optimizer = Model(), alrao.alrao(KEY, optax.trace(0.9), 1e-4, 1e-2)
   inputs, labels = jax.random.normal(KEY, (8, 16)), jnp.arange(8) % 5
@@ -237,7 +239,7 @@ def test_a_step_on_four_devices_moves_sums_alone_and_is_the_same():
     step, in_shardings=(*shardings, rows, rows), out_shardings=shardings
   )
   compiled = sharded.lower(params, opt_state, inputs, labels).compile()
-  check_collectives(compiled.as_text(), 4, (32, 5), (16, 32))
+  check_collectives(compiled.as_text(), 4, (32, classes), (16, 32))
 
   expected = jax.jit(step)(params, opt_state, inputs, labels)
   placed = jax.device_put(
@@ -247,6 +249,29 @@ def test_a_step_on_four_devices_moves_sums_alone_and_is_the_same():
   for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
     # Roundings of float32, 6e-8, of a sum over 8 examples and 32 features.
     np.testing.assert_allclose(b, a, rtol=256 * 6e-8, atol=256 * 6e-8)
+
+
+@pytest.mark.parametrize("classes", [5, 40])
+@pytest.mark.parametrize("spec", [P("heads"), P()], ids=["split", "whole"])
+def test_arrays_of_explicit_shardings_are_evaluated(classes, spec):
+  kernels = jax.random.normal(KEY, (N, 32, classes))
+  features = jax.random.normal(KEY, (8, 32))
+
+  def loss_fn(kernels, features):
+    heads = alrao.multi_head(lambda kernel, x: x @ kernel, kernels, features)
+    return alrao.mixture_loss(
+      heads, lambda x: -(x**2).sum(axis=-1), jnp.log(jnp.full(N, 1 / N))
+    )[0]
+
+  gradient = jax.jit(jax.grad(loss_fn, (0, 1)))
+  expected = gradient(kernels, features)
+  mesh = jax.make_mesh((2, 2), ("data", "heads"), (AxisType.Explicit,) * 2)
+  with jax.set_mesh(mesh):
+    found = gradient(jax.device_put(kernels, spec), jax.device_put(features, P("data")))
+  for a, b in zip(expected, found, strict=True):
+    # Roundings of float32, 6e-8, of sums over 32 features, 40 outputs and 4 heads.
+    bound = 32 * 40 * 4 * 6e-8 * np.abs(a).max()
+    np.testing.assert_allclose(b, a, rtol=0, atol=bound)
 
 
 def run(*args, timeout=500):
