@@ -95,7 +95,7 @@ def chunked_mixture_loss(
       values = jax.vmap(lambda outputs: log_prob(outputs, targets))(outputs)
       return values.astype(loss_dtype(values))
 
-    converted, closed_over, _ = closure_convert(each_head, heads.shared)
+    converted, closed_over, *_ = closure_convert(each_head, heads.shared)
     own = converted(jax.lax.stop_gradient(closed_over), heads.own)
     size = jax.tree.leaves(targets)[0].shape[0]
     if own.shape != (heads.num_heads, size):

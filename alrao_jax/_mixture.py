@@ -109,7 +109,7 @@ def routed_loss(
     return values.astype(loss_dtype(values))
 
   # What log_prob closes over would receive the gradient of every head's own loss too.
-  converted, closed_over, _ = closure_convert(evaluate, heads.shared)
+  converted, closed_over, *_ = closure_convert(evaluate, heads.shared)
   own = converted(jax.lax.stop_gradient(closed_over), heads.own)
   weights = example_weights(call, weights, own.shape[1:], own.dtype)
   used = weights[None] != 0

@@ -6,7 +6,6 @@ backward pass.
 """
 
 import functools
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ._apart import are_better_apart
 from ._closures import closure_convert
 
 PyTree = Any
@@ -72,12 +72,14 @@ def multi_head(
   **Large heads**, which have in parameters and outputs more than twice as many numbers
   as the features, are handled apart: each has its own copy of the features, and what it
   gives back to them is made finite before the sum over heads. For a dense layer that is
-  one with more outputs than the harmonic mean of its features and the examples. XLA
-  then transposes no kernels, and nothing is computed again. Results may differ in the
-  last bits from those of heads evaluated together.
+  one with more outputs than the harmonic mean of its features and the examples. On a
+  CPU, XLA then transposes no kernels. Results may differ in the last bits from those of
+  heads evaluated together; and where what a head that is alive gives back is not
+  finite, that alone is left out. Heads with convolutions are never handled apart.
 
   Values that ``head_fn`` closes over, such as the matrix of a tied embedding, are
-  treated as features are. Where they are traced, heads are not handled apart.
+  treated as features are. If any of them is traced, even a scalar, large heads are
+  evaluated together as others are; what needs no gradient may go into ``aux``.
 
   Limits: no forward-mode differentiation, and second derivatives are those of the
   routed gradient.
@@ -131,20 +133,19 @@ def multi_head(
     return jax.vmap(head, in_axes, axis_size=num_heads)(params, features, aux)
 
   # A custom VJP knows no gradient of closed-over values: they become arguments.
-  converted, closed_over, (outputs, _) = closure_convert(
-    all_heads, stacked_params, features, aux
-  )
+  converted = closure_convert(all_heads, stacked_params, features, aux)
   routed: Any
-  if not closed_over and _are_large(num_heads, stacked_params, features, outputs):
+  if are_better_apart(num_heads, stacked_params, features, converted):
     apart = functools.partial(all_heads, features_axis=0)
     routed = _route_apart(apart, stacked_params, features, aux)
   else:
 
     def evaluate(params, inputs, aux):
       features, closed_over = inputs
-      return converted(closed_over, params, features, aux)
+      return converted.fn(closed_over, params, features, aux)
 
-    routed = _route(evaluate, stacked_params, (features, closed_over), aux)
+    inputs = (features, converted.closed_over)
+    routed = _route(evaluate, stacked_params, inputs, aux)
   heads, new_aux = routed
   return (heads, new_aux) if has_aux else heads
 
@@ -230,29 +231,8 @@ _route_apart.defvjp(_route_apart_forward, _route_apart_backward)
 
 
 def _copies(params: PyTree, features: PyTree, aux: PyTree) -> PyTree:
-  """One of the features a head, laid out over devices as the heads are."""
+  """The features, copied for each head, and lying where it does on several devices."""
   return jax.vmap(lambda _, x: x, in_axes=(0, None))((params, aux), features)
-
-
-def _are_large(
-  num_heads: int, stacked_params: PyTree, features: PyTree, stacked_outputs: PyTree
-) -> bool:
-  """Whether the heads are better handled apart.
-
-  One product for all heads has XLA transpose their kernels and their outputs; a product
-  for each makes gradients of the features, one a head, to be added up. Dense heads with
-  64 to 2,048 features, 1 to 1,400 examples and 2 to 50,000 outputs, on a CPU, took,
-  apart, 0.2 to 1.2 of the time that they take together where this is true, and 0.9 to
-  50 times that elsewhere. On accelerators it was not measured.
-  """
-  sizes = [
-    [math.prod(jnp.shape(x)) for x in jax.tree.leaves(tree)]
-    for tree in (stacked_params, stacked_outputs, features)
-  ]
-  if not all(isinstance(size, int) for tree in sizes for size in tree):
-    return False  # symbolic dimensions of jax.export
-  params, outputs, copied = map(sum, sizes)
-  return params + outputs > 2 * num_heads * copied
 
 
 def _leading_axis(*stacked: PyTree) -> int:

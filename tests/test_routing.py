@@ -272,9 +272,28 @@ def test_heads_with_more_outputs_than_the_harmonic_mean_are_large():
     assert has_copies(evaluate, params, features) == expected
 
   def closing(params, features, table):  # what they close over is shared
-    return multi_head(lambda params, x: head_fn(params, x * table), params, features)
+    return multi_head(lambda params, x: dense(params, x * table), params, features)
 
+  _, params = large(dense_head)()
   assert not has_copies(closing, params, features, jnp.ones_like(features))
+
+
+def test_heads_with_convolutions_make_no_grouped_ones():
+  images, kernels = normal(0, 2, 6, 6, 3), normal(1, NUM_HEADS, 3, 3, 3, MANY_CLASSES)
+
+  @jax.jit
+  def convolve(kernel, images):
+    numbers = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(
+      images, kernel, (1, 1), "SAME", dimension_numbers=numbers
+    )
+
+  def total(kernels, images):
+    return multi_head(convolve, kernels, images).shared.sum()
+
+  program = str(jax.make_jaxpr(jax.grad(total, 1))(kernels, images))
+  assert "feature_group_count=1" in program
+  assert not re.search(r"(feature|batch)_group_count=(?!1\b)", program)
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="bounds are of XLA's CPU")
@@ -407,15 +426,43 @@ def unit_hidden(params, x):
   return hidden / length @ params["out"]
 
 
+def unit_hidden_head(classes=CLASSES):
+  hidden = normal(0, NUM_HEADS, FEATURES, HIDDEN)
+  return unit_hidden, {"hidden": hidden, "out": normal(1, NUM_HEADS, HIDDEN, classes)}
+
+
 def test_division_by_exactly_zero_in_one_head_spares_the_others(sized):
-  params = {
-    "hidden": normal(0, NUM_HEADS, FEATURES, HIDDEN).at[2].set(0),
-    "out": normal(1, NUM_HEADS, HIDDEN, sized(lambda classes=CLASSES: classes)()),
-  }
-  assert_victim_is_spared(unit_hidden, params, victim=2)
+  head_fn, params = sized(unit_hidden_head)()
+  params["hidden"] = params["hidden"].at[2].set(0)
+  assert_victim_is_spared(head_fn, params, victim=2)
 
 
-def test_overflow_while_computing_again_in_one_head_spares_the_others(sized):
+def test_overflow_of_what_a_live_head_gives_back_leaves_finite_gradients(sized):
+  """Apart, the others' remains."""
+  _, params = sized(dense_head)()
+  kernels = jnp.ones_like(params["kernel"]).at[2].set(3e38)
+  features = jnp.zeros((BATCH, FEATURES))
+
+  def total(features):
+    return multi_head(lambda kernel, x: x @ kernel, kernels, features).shared.sum()
+
+  gradient = jax.grad(total)(features)
+  others = (NUM_HEADS - 1) * kernels.shape[-1] if sized is large else 0
+  np.testing.assert_array_equal(gradient, jnp.full_like(features, others))
+
+
+def test_sum_over_heads_that_overflows_is_zero():
+  kernels = jnp.full((NUM_HEADS, FEATURES, MANY_CLASSES), 1000, jnp.float16)
+  features = jnp.zeros((BATCH, FEATURES), jnp.float16)
+
+  def total(features):
+    return multi_head(lambda kernel, x: x @ kernel, kernels, features).shared.sum()
+
+  # 40,000 from each of five heads: above float16's 65,504 in sum alone.
+  assert not jax.grad(total)(features).any()
+
+
+def test_overflow_in_a_rematerialised_head_spares_the_others(sized):
   head_fn, params = sized(mlp_head)()
   bad = diverge(params, 1e25, [2])
   assert_victim_is_spared(rematerialised(head_fn), bad, victim=2)

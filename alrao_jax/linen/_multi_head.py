@@ -35,11 +35,11 @@ class MultiHead(nn.Module):
   several layers is best a module class of its own: the layers of an ``nn.Sequential``
   made inline have other paths in a plain model (``Dense_0``) than here (``layers_0``).
 
-  Large heads, as those of many classes, are handled one by one; see `multi_head`. Of
-  others, on a CPU, a plain ``nn.Dense`` with more features than examples and outputs
-  is multiplied kernel first, which saves a transposition in training; one with a
-  ``dot_general`` of its own, or within another module, is not. Both may change last
-  bits.
+  Large heads, as those of many classes, are handled apart; see `multi_head`. On a CPU,
+  a plain ``nn.Dense`` with more features than examples and outputs is multiplied
+  kernel first, which saves heads that are not large a transposition in training; one
+  with a ``dot_general`` of its own, or within another module, is not. Both may change
+  last bits.
 
   A MultiHead stands outside ``nn.scan`` and ``nn.vmap``; ``nn.jit`` and ``nn.remat``
   may surround it. This is not detected: ``nn.scan`` or ``nn.vmap`` around it put their

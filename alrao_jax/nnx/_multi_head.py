@@ -30,11 +30,11 @@ class MultiHead(nnx.Module):
   layer's place is what `load_pretrained` expects. State is updated in place, and
   ``train()``, ``eval()`` and ``nnx.view`` reach the layer.
 
-  Large heads, as those of many classes, are handled one by one; see `multi_head`. Of
-  others, on a CPU, a plain ``nnx.Linear`` with more features than examples and outputs
-  is multiplied kernel first, which saves a transposition in training; one with a
-  ``dot_general`` of its own, or within another module, is not. Both may change last
-  bits.
+  Large heads, as those of many classes, are handled apart; see `multi_head`. On a CPU,
+  a plain ``nnx.Linear`` with more features than examples and outputs is multiplied
+  kernel first, which saves heads that are not large a transposition in training; one
+  with a ``dot_general`` of its own, or within another module, is not. Both may change
+  last bits.
 
   Limits: of a head, only ``nnx.Param`` is trained. A MultiHead stands outside
   ``nnx.scan`` and ``nnx.vmap``, which is not detected: around it they put their own
