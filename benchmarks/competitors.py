@@ -13,7 +13,7 @@ import rich.progress
 
 import alrao_jax
 from benchmarks.costs import size
-from benchmarks.overhead_cases import AGAIN, SGD, Case, Contender
+from benchmarks.overhead_cases import AGAIN, SGD, Case, Contender, Trainable
 
 Row = dict[str, Any]
 
@@ -23,14 +23,14 @@ RATE = 1e-3  # SGD's; small, so that no network diverges on its one batch of noi
 class Competitor:
   """A contender's step, its state, and what XLA says of its cost."""
 
-  def __init__(self, case: Case, contender: Contender):
+  def __init__(self, network: Trainable, contender: Contender):
     """Makes the state; nothing is compiled yet.
 
     Args:
-      case: The network.
+      network: The network.
       contender: The optimizer.
     """
-    program = case.network.program(contender)
+    program = network.program(contender)
     state = program.init(0, RATE if contender.optimizer == "sgd" else None)
     if contender.keep is not None:
       params, opt_state = alrao_jax.collapse(
@@ -108,8 +108,8 @@ def measure(
     A row for each contender, SGD first.
   """
   contenders = (SGD, AGAIN, *case.contenders)
-  Competitor(case, SGD).compile()  # most of what a process does only once
-  competitors = [Competitor(case, contender) for contender in contenders]
+  Competitor(case.network, SGD).compile()  # most of what a process does only once
+  competitors = [Competitor(case.network, contender) for contender in contenders]
   generator = np.random.default_rng(0)
   title = case.network.title
 

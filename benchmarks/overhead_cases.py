@@ -83,8 +83,20 @@ class TimedProgram(Program, Protocol):
     ...
 
 
-class Network(Protocol):
+class Trainable(Protocol):
   """A network at one size, and one batch for it."""
+
+  def program(self, contender: Contender) -> TimedProgram:
+    """Returns the program of its benchmark, on one batch of noise.
+
+    Args:
+      contender: What trains it.
+    """
+    ...
+
+
+class Network(Trainable, Protocol):
+  """One whose steps are compared."""
 
   @property
   def title(self) -> str:
@@ -96,14 +108,6 @@ class Network(Protocol):
 
     Args:
       num_heads: Number of heads; None for an ordinary output layer.
-    """
-    ...
-
-  def program(self, contender: Contender) -> TimedProgram:
-    """Returns the program of its benchmark, on one batch of noise.
-
-    Args:
-      contender: What trains it.
     """
     ...
 

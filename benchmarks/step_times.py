@@ -27,7 +27,7 @@ def test_step(benchmark: Any, network: str, contender: Contender) -> None:
   """Times steps of a network of `benchmarks.overhead_cases`, compiled beforehand."""
   case = CASES[network]
   with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-    competitor = Competitor(case, contender)
+    competitor = Competitor(case.network, contender)
     competitor.compile()
   benchmark.extra_info["steps a round"] = case.steps
   benchmark.pedantic(competitor.run, (case.steps,), rounds=ROUNDS, warmup_rounds=1)

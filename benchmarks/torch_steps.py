@@ -159,7 +159,7 @@ class Compare:
     print(table(found))
 
   def _measure(self, torch: Any, name: str) -> records.Record:
-    competitor = Competitor(CASES[name], SGD)
+    competitor = Competitor(CASES[name].network, SGD)
     competitor.compile()
     turns = {"jax": competitor.run, "torch": torch_step(torch, name)}
     times = {label: [] for label in turns}

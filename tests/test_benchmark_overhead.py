@@ -79,7 +79,7 @@ def test_every_contender_has_a_row_relative_to_sgd(rows):
 def test_every_compilation_is_as_the_first(monkeypatch):
   """Not even functions within the step are found in JAX's caches."""
   traced = []
-  competitor = competitors.Competitor(CASE, SGD)
+  competitor = competitors.Competitor(CASE.network, SGD)
 
   @jax.jit
   def inner(params):

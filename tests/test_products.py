@@ -159,6 +159,23 @@ def test_nnx_heads_take_it():
   assert head.dot_general is lax.dot_general  # the layer itself is as it was made
 
 
+def test_large_heads_of_flax_have_a_product_each():
+  """Also within a jitted step, where everything is traced."""
+  x, classes = jnp.ones((4, 32)), 40
+  layer = alrao_jax.linen.MultiHead(nn.Dense(classes), 5)
+  variables = layer.init(KEY, x)
+  model = alrao_jax.nnx.MultiHead(
+    lambda rngs: nnx.Linear(32, classes, rngs=rngs), 5, rngs=nnx.Rngs(0)
+  )
+  graphdef, state = nnx.split(model)
+  for fn, params in (
+    (lambda params, x: layer.apply(params, x), variables),
+    (lambda params, x: nnx.merge(graphdef, params)(x), state),
+  ):
+    (eqn,) = products(jax.jit(fn), params, x)
+    assert eqn.params["dimension_numbers"][1] == ((0,), (0,))  # heads by heads
+
+
 class LinenOwn(nn.Dense):
   """A dense layer of a user's own."""
 

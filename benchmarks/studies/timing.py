@@ -9,7 +9,7 @@ from benchmarks.competitors import Competitor, in_turns
 from benchmarks.data import Split, Splits
 from benchmarks.images import ImageData, ImageProgram
 from benchmarks.models import build_model
-from benchmarks.overhead_cases import Case, Contender
+from benchmarks.overhead_cases import Contender
 from benchmarks.studies import optimizers
 
 # Bounds of the rates: a head that diverged would cost a step more.
@@ -25,19 +25,6 @@ class _Network(NamedTuple):
   """
 
   guard: alrao_jax.Guard | None
-
-  @property
-  def title(self) -> str:
-    """What it is."""
-    return "small_cnn without normalisation"
-
-  def output_bytes(self, num_heads: int | None) -> int:
-    """Returns the bytes of all outputs that a step holds at once.
-
-    Args:
-      num_heads: Number of heads; None for an ordinary output layer.
-    """
-    return 4 * (num_heads or 1) * 32 * 10
 
   def program(self, contender: Contender) -> ImageProgram:
     """Returns its program, on one batch of noise.
@@ -74,7 +61,7 @@ def time_steps(guards: tuple[alrao_jax.Guard | None, ...], rounds: int) -> np.nd
     Seconds a step, (rounds, number of guards).
   """
   contender = Contender("Alrao", "alrao", 10)
-  competitors = [Competitor(Case(_Network(guard), ()), contender) for guard in guards]
+  competitors = [Competitor(_Network(guard), contender) for guard in guards]
   for competitor in competitors:
     competitor.compile()
     competitor.run(1)
