@@ -1,11 +1,6 @@
-"""Checks of arguments that know what a tracer is.
+"""Checks of arguments, aware of tracers, and packages that only some functions need."""
 
-Every check takes ``call``, the text that begins its message (``"alrao()"``), and says
-in one line which argument broke which rule, with the value received. A value that is
-only known while a compiled program runs (a tracer: inside ``jit``, or below
-``optax.inject_hyperparams``) can't be looked at and passes unchecked.
-"""
-
+import importlib
 import math
 import operator
 from typing import Any
@@ -229,3 +224,31 @@ def _numbers(call: str, name: str, value: Any) -> np.ndarray | None:
 def _check_finite(call: str, name: str, value: Any, numbers: np.ndarray) -> None:
   if not all(map(math.isfinite, numbers.flat)):
     raise ValueError(f"{_where(call, name)} must be finite, got {value}.")
+
+
+def optional(call: str, module: str, instead: str) -> Any:
+  """Imports a module of a package that alrao_jax doesn't depend on.
+
+  Args:
+    call: What needs it, for the error, such as ``"Report.plot()"``.
+    module: The module, ``"rich.table"``.
+    instead: What does without it, for the error.
+
+  Returns:
+    The module.
+
+  Raises:
+    ImportError: The package is not installed.
+
+  Example:
+    >>> optional("median()", "statistics", "sorted() does without.").median([3, 1, 2])
+    2
+  """
+  try:
+    return importlib.import_module(module)
+  except ImportError as error:
+    package = module.partition(".")[0]
+    raise ImportError(
+      f"{call} needs {package}, which can't be imported ({error}). Write pip install "
+      f"{package}; {instead}"
+    ) from error

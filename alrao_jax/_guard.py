@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from . import _checks, _rates, _units
-from ._state import state_dtype
-from ._unit_norms import unit_norms
+from . import _checks, _tree, _unit_map, _units
+from ._tree import state_dtype
+from ._unit_map import unit_norms
 
 
 class Guard(NamedTuple):
@@ -74,7 +74,7 @@ def guard_units(
   settings: Guard | None = None,
   *,
   overrides: tuple = (),
-  heads: str | None = _units.HEADS_REGEX,
+  heads: str | None = _tree.HEADS_REGEX,
   strict: bool = False,
   unit_axis: Literal["last", "first"] = "last",
   granularity: Literal["per_unit", "per_weight"] = "per_unit",
@@ -146,11 +146,11 @@ def guard_units(
   def read(params):
     specs = _units.unit_specs(params, options)
     specs = {path: spec for path, spec in specs.items() if spec.kind != "head"}
-    return specs, _rates.make_layout(specs)
+    return specs, _unit_map.make_layout(specs)
 
   def init_fn(params):
     specs, layout = read(params)
-    fingerprint = jnp.asarray(_rates.fingerprint(specs), jnp.uint32)
+    fingerprint = jnp.asarray(_unit_map.fingerprint(specs), jnp.uint32)
     return GuardUnitsState(fingerprint, jnp.zeros([layout.size], jnp.int32))
 
   def update_fn(updates, state, params=None, **extra_args):
@@ -163,7 +163,7 @@ def guard_units(
     specs, layout = read(params)
     same = state.trips.shape == (layout.size,)
     if same and _checks.is_concrete(state.fingerprint):
-      same = int(state.fingerprint) == _rates.fingerprint(specs)
+      same = int(state.fingerprint) == _unit_map.fingerprint(specs)
     if not same:
       raise ValueError(
         f"guard_units().update() got a state of {state.trips.size} units, for other "
@@ -184,14 +184,16 @@ def guard_units(
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _scale(updates: Any, specs: Any, layout: _rates.Layout, factors: jax.Array) -> Any:
+def _scale(
+  updates: Any, specs: Any, layout: _unit_map.Layout, factors: jax.Array
+) -> Any:
   """Multiplies each unit's update by its factor, where a factor of 0 beats NaN."""
 
   def scale(path, update):
-    spec = specs.get(_units.path_of(path))
+    spec = specs.get(_tree.path_of(path))
     if spec is None or spec.kind == "frozen":
       return update
-    factor = _rates.rates_of_leaf(spec, factors, layout)
+    factor = _unit_map.rates_of_leaf(spec, factors, layout)
     wide = update.dtype if update.dtype.itemsize >= 4 else jnp.float32
     scaled = (update.astype(wide) * factor.astype(wide)).astype(update.dtype)
     return jnp.where(factor == 0, jnp.zeros_like(update), scaled)

@@ -1,15 +1,18 @@
-"""The optimizer's side of the heads: their posterior, and a guard for the diverged."""
+"""The heads in an optimizer: their posterior, their own transformations, the best."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.typing import ArrayLike
 
-from . import _units
+from . import _checks, _tree
 from ._averaging import Averaging, switch
-from ._state import find_state, state_dtype
+from ._tree import find_state, find_states, state_dtype
 
 
 class TrackHeadsState(NamedTuple):
@@ -28,7 +31,7 @@ class TrackHeadsState(NamedTuple):
 def track_heads(
   averaging: Averaging = switch(),
   *,
-  heads: str = _units.HEADS_REGEX,
+  heads: str = _tree.HEADS_REGEX,
   names: Sequence[str] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   """Keeps the posterior over the heads; passes the updates through, made safe.
@@ -115,7 +118,7 @@ def track_heads(
       new_state = _by_name(each)
 
     def guard(path, update, *param):
-      layer = _units.head_name(_units.path_of(path), heads)
+      layer = _tree.head_name(_tree.path_of(path), heads)
       if layer is not None:
         # The gradient of a head that is out is zero, but momentum would coast.
         keep = alive if names is None else alive[_match(layer, names)]
@@ -177,8 +180,8 @@ def _by_name(each):
 def _layers(params, heads):
   """The number of heads of each MultiHead, by its path."""
   layers = {}
-  for path, leaf in _units.flatten_with_paths(params)[0]:
-    layer = _units.head_name(path, heads)
+  for path, leaf in _tree.flatten_with_paths(params)[0]:
+    layer = _tree.head_name(path, heads)
     if layer is not None:
       if not leaf.shape:
         raise ValueError(f"Parameters of heads need the heads on axis 0, got {path!r}.")
@@ -251,3 +254,220 @@ def _checked_log_likelihoods(given: Any, weights: Any) -> Any:
         f"{value.shape}."
       )
   return arrays
+
+
+class PerHeadState(NamedTuple):
+  """State of :func:`per_head`.
+
+  Attributes:
+    body: State of the inner transformation for all that is no head.
+    heads: Its states for the heads, stacked on axis 0.
+  """
+
+  body: Any
+  heads: Any
+
+
+def per_head(
+  tx: optax.GradientTransformation, *, heads: str = _tree.HEADS_REGEX
+) -> optax.GradientTransformationExtraArgs:
+  """Runs a transformation once on the body, and on each head as if it were alone.
+
+  For transformations that mix entries: clipping by the global norm, trust ratios,
+  orthogonalised updates. Without it the heads' own gradients, half of them from
+  heads that are too fast, would enter the body's norm. Elementwise transformations
+  such as :func:`optax.scale_by_adam` do not need it.
+
+  Args:
+    tx: The transformation. Its scalars (counters, norms) become one for each head.
+    heads: Regular expression for the paths of the heads' parameters, which have the
+      heads on axis 0; the same as that of the optimizer around it. Where it matches
+      nothing, all is body.
+
+  Returns:
+    The transformation. Updates keep their sign.
+
+  Raises:
+    ValueError: At ``init``, if the heads disagree on their number.
+
+  Example:
+    >>> import alrao_jax as alrao, jax, optax
+    >>> optimizer = optax.chain(
+    ...   alrao.per_head(optax.clip_by_global_norm(1.0)), optax.trace(0.9),
+    ...   alrao.scale_by_unit_rates(jax.random.key(0)), alrao.track_heads())
+  """
+  tx = optax.with_extra_args_support(tx)
+
+  def split(tree):
+    def keep(wanted):
+      def choose(path, leaf):
+        is_head = _tree.head_name(_tree.path_of(path), heads) is not None
+        return leaf if is_head == wanted else optax.MaskedNode()
+
+      return jax.tree_util.tree_map_with_path(choose, tree)
+
+    return keep(False), keep(True)
+
+  def init_fn(params):
+    body, stacked = split(params)
+    num_heads = {leaf.shape[0] for leaf in jax.tree.leaves(stacked)}
+    if len(num_heads) > 1:
+      raise ValueError(
+        "per_head() needs all heads of a model to agree on num_heads, got "
+        f"{sorted(num_heads)}. Write the same num_heads= in every MultiHead."
+      )
+    init = jax.vmap(tx.init) if jax.tree.leaves(stacked) else tx.init
+    return PerHeadState(body=tx.init(body), heads=init(stacked))
+
+  def update_fn(updates, state, params=None, **extra_args):
+    body, stacked = split(updates)
+    body_params, stacked_params = (None, None) if params is None else split(params)
+    body, body_state = tx.update(body, state.body, body_params, **extra_args)
+
+    def update_head(updates, state, params):
+      return tx.update(updates, state, params, **extra_args)
+
+    update = jax.vmap(update_head) if jax.tree.leaves(stacked) else update_head
+    stacked, heads_state = update(stacked, state.heads, stacked_params)
+    merged = jax.tree.map(
+      lambda b, h: h if isinstance(b, optax.MaskedNode) else b,
+      body,
+      stacked,
+      is_leaf=lambda node: isinstance(node, optax.MaskedNode),
+    )
+    return merged, PerHeadState(body=body_state, heads=heads_state)
+
+  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def best_heads(opt_state: Any, keep: int = 1) -> tuple[int, ...]:
+  """Returns the heads with the largest posterior weights, to be kept.
+
+  Args:
+    opt_state: State of an optimizer that holds one :func:`track_heads`, its values
+      known: outside of ``jax.jit``.
+    keep: How many, 1 to ``num_heads``.
+
+  Returns:
+    Their indices, ascending. Of heads with equal weights, the slower are better. For
+    several MultiHeads, the best in the product of their posteriors.
+
+  Raises:
+    ValueError: ``keep`` is below 1 or above ``num_heads``; ``opt_state`` holds no
+      posterior, or one for each of several seeds.
+    TypeError: ``keep`` is no integer, or the posterior is traced.
+
+  Example:
+    >>> import alrao_jax as alrao, jax, jax.numpy as jnp
+    >>> params = {"out": {"alrao_heads": {"bias": jnp.ones((3, 2))}}}
+    >>> tracker = alrao.track_heads()
+    >>> _, state = tracker.update(params, tracker.init(params), params,
+    ...                           head_log_likelihoods=jnp.array([-2.0, -1.0, -1.5]))
+    >>> alrao.best_heads(state, keep=2)
+    (1, 2)
+  """
+  _checks.check_count("best_heads()", "keep", keep)
+  find_state(opt_state, TrackHeadsState, "track_heads")  # an error, if there is none
+  each = list(posteriors("best_heads()", opt_state).values())
+  if any(isinstance(weights, jax.core.Tracer) for weights in each):
+    raise TypeError(
+      "best_heads(opt_state) must know the posterior, got traced values: it fixes the "
+      "shapes of what is kept. Call it (or collapse(..., keep=1)) outside of jax.jit, "
+      "and give the indices to what is compiled."
+    )
+  joint = np.sum([np.asarray(weights, np.float64) for weights in each], axis=0)
+  if keep > joint.size:
+    raise ValueError(
+      f"best_heads(keep=...) must be at most num_heads = {joint.size}, got {keep}."
+    )
+  return tuple(sorted(np.argsort(-joint, stable=True)[:keep].tolist()))
+
+
+class Leader(NamedTuple):
+  """Who leads and for how long; see :func:`follow_leader`.
+
+  Attributes:
+    head: int32 scalar, the head with the largest weight.
+    steps: int32 scalar, for how many calls in a row it has had a weight of at least
+      the threshold.
+  """
+
+  head: jax.Array
+  steps: jax.Array
+
+
+def follow_leader(
+  log_weights: ArrayLike, last: Leader | None = None, *, threshold: float = 0.95
+) -> Leader:
+  """Counts for how many steps in a row one head has had almost all the weight.
+
+  It tells when to :func:`collapse`, without a look at values in each step: call it
+  in the compiled training step, carry its result, and look at it once in a while. Of
+  the numbers here, ``threshold`` and 200 steps, neither is a recommendation: how sure
+  to be, and for how long, is the task's::
+
+    leader = alrao.follow_leader(alrao.log_weights(opt_state))     # before training
+    leader = alrao.follow_leader(alrao.log_weights(opt_state), leader)  # in each step
+    if leader.steps >= 200:                                        # after an epoch
+      params, opt_state = alrao.collapse(optimizer, params, opt_state, keep=1)
+
+  Args:
+    log_weights: Shape ``(num_heads,)``, from :func:`log_weights`.
+    last: What the last call returned; None before the first step.
+    threshold: Weight, in ``[0, 1]``, that counts as almost all.
+
+  Returns:
+    The new :class:`Leader`.
+
+  Raises:
+    ValueError: ``threshold`` lies outside ``[0, 1]``; ``log_weights`` has another
+      number of axes than one.
+
+  Example:
+    >>> import alrao_jax as alrao, jax.numpy as jnp
+    >>> leader = None
+    >>> for weight in (0.5, 0.97, 0.99):
+    ...   log_weights = jnp.log(jnp.array([1 - weight, weight]))
+    ...   leader = alrao.follow_leader(log_weights, leader)
+    >>> int(leader.head), int(leader.steps)
+    (1, 2)
+  """
+  _checks.check_probability("follow_leader()", "threshold", threshold)
+  weights = jnp.asarray(log_weights)
+  if weights.ndim != 1:
+    raise ValueError(
+      "follow_leader(log_weights=...) must have shape (num_heads,), got "
+      f"{weights.shape}. Of several MultiHeads, follow each by itself."
+    )
+  head = jnp.argmax(weights).astype(jnp.int32)
+  steps = jnp.zeros([], jnp.int32)
+  if last is not None:
+    steps = jnp.where(head == last.head, last.steps, steps)
+  leads = jnp.exp(weights[head]) >= threshold
+  return Leader(head, jnp.where(leads, optax.safe_increment(steps), 0))
+
+
+def posteriors(call: str, opt_state: Any) -> dict[str | None, jax.Array]:
+  """The heads' log-weights by the names of their layers; None: the only layer's.
+
+  Raises:
+    ValueError: There are several posteriors, or one for each of several seeds.
+  """
+  if not find_states(opt_state, TrackHeadsState):
+    return {}
+  found = find_state(opt_state, TrackHeadsState, "track_heads").log_weights
+  layers: dict[str | None, jax.Array] = (
+    dict(found) if isinstance(found, Mapping) else {None: found}
+  )
+  for log_weights in layers.values():
+    check_one_seed(call, log_weights, "num_heads")
+  return layers
+
+
+def check_one_seed(call, vector, length):
+  """Refuses what a state has that was made under ``jax.vmap``."""
+  if vector.ndim != 1:
+    raise ValueError(
+      f"{call} needs the state of one seed, with a vector of shape ({length},), got "
+      f"shape {vector.shape}. Index one seed: jax.tree.map(lambda x: x[i], opt_state)."
+    )

@@ -1,17 +1,137 @@
-"""The mixture's prediction in place of every HeadOutputs that a model returns."""
+"""Predictions of the mixture of heads."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 
-from ._paths import path_of
-from ._predictions import mixture_log_probs, mixture_mean
-from ._routing import HeadOutputs
+from ._losses import check_heads, loss_dtype, one_array
+from ._multi_head import HeadOutputs
+from ._tree import path_of
+
+
+def mixture_log_probs(heads: HeadOutputs, log_weights: jax.Array) -> jax.Array:
+  r"""Log-probabilities of a mixture of softmax classifiers.
+
+  A head whose probabilities are NaN for an example is left out there, and the weights
+  are renormalised over the others.
+
+  Args:
+    heads: logits of shape ``(num_heads, ..., num_classes)``.
+    log_weights: logs of the heads' weights, ``(num_heads,)``.
+
+  Returns:
+    :math:`\log \sum_j a_j p_j(c)`, shape ``(..., num_classes)``, in at least float32;
+    NaN where every head is NaN. Its gradient goes to the features, not to the heads.
+
+  Raises:
+    TypeError: ``heads`` is not `HeadOutputs` of one array.
+    ValueError: ``log_weights`` have another shape.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from alrao_jax import HeadOutputs, mixture_log_probs
+    >>> logits = jnp.log(jnp.array([[0.25, 0.75], [0.5, 0.5]]))  # 2 heads, 2 classes
+    >>> heads = HeadOutputs(shared=logits, own=logits)
+    >>> log_probs = mixture_log_probs(heads, jnp.log(jnp.array([0.5, 0.5])))
+    >>> [round(p, 3) for p in jnp.exp(log_probs).tolist()]
+    [0.375, 0.625]
+  """
+  call = "mixture_log_probs()"
+  check_heads(call, heads, log_weights)
+  logits = one_array(call, heads.shared)
+  logits = logits.astype(loss_dtype(logits))
+  good = (logits < jnp.inf).all(axis=-1, keepdims=True)  # false for NaN, too
+  good &= (logits > -jnp.inf).any(axis=-1, keepdims=True)
+  log_probs = jax.nn.log_softmax(jnp.where(good, logits, 0))
+  log_a = _renormalised(log_weights, good, log_probs.dtype)
+  terms = log_a + jnp.where(good, log_probs, 0)
+  # Excluded classes (-inf in all heads) would make NaN in the gradient of logsumexp.
+  possible = (terms != -jnp.inf).any(axis=0)
+  log_probs = jax.nn.logsumexp(jnp.where(possible[None], terms, 0), axis=0)
+  return jnp.where(possible, log_probs, -jnp.inf)
+
+
+def mixture_mean(
+  heads: HeadOutputs,
+  log_weights: jax.Array,
+  link: Callable[[Any], jax.Array] | None = None,
+  *,
+  min_weight: float = 0.0,
+) -> jax.Array:
+  r"""Mean prediction of a mixture, :math:`\sum_j a_j\, \text{link}(\text{outputs}_j)`.
+
+  Entries that are not finite in a head are left out there, and the weights are
+  renormalised over the others.
+
+  A mean, unlike a mixture's probabilities, has no bound: a head that has diverged to
+  1e9 and is not infinite ruins it with a weight of a millionth, which the switch
+  leaves to every head. For outputs without bounds, such as regression's, give
+  ``min_weight=0.05`` or the like.
+
+  Args:
+    heads: outputs with leading axis ``num_heads``.
+    log_weights: logs of the heads' weights, ``(num_heads,)``.
+    link: what to average, a function of one head's outputs: `jax.nn.sigmoid` for the
+      probabilities of yes-no labels, ``lambda outputs: outputs[0]`` for the means of
+      heads that return ``(mean, log_scale)``. By default the outputs.
+    min_weight: heads of a smaller weight are left out; 0 to ``1 / num_heads``, so that
+      one always remains.
+
+  Returns:
+    The mean, of the shape of ``link``'s result, in at least float32; NaN where no head
+    is finite. Its gradient goes to the features, not to the heads.
+
+  Raises:
+    TypeError: ``heads`` is not `HeadOutputs`, or what is averaged is not one array.
+    ValueError: ``log_weights`` have another shape; ``min_weight`` is out of range.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from alrao_jax import HeadOutputs, mixture_mean
+    >>> means = jnp.array([[1.0], [2.0], [jnp.nan]])  # 3 heads, 1 output
+    >>> heads = HeadOutputs(shared=means, own=means)
+    >>> mixture_mean(heads, jnp.log(jnp.array([0.2, 0.2, 0.6]))).tolist()
+    [1.5]
+  """
+  call = "mixture_mean()"
+  check_heads(call, heads, log_weights)
+  if not 0 <= min_weight <= 1 / heads.num_heads:
+    raise ValueError(
+      f"{call[:-1]}min_weight=...) must be from 0 to 1 / num_heads = "
+      f"{1 / heads.num_heads:g}, got {min_weight}."
+    )
+  if min_weight:
+    log_weights = jnp.asarray(log_weights)
+    # The heaviest has 1 / num_heads but for rounding.
+    believed = log_weights >= math.log(min_weight)
+    believed |= log_weights == log_weights.max()
+    log_weights = jnp.where(believed, log_weights, -jnp.inf)
+  values = heads.shared if link is None else jax.vmap(link)(heads.shared)
+  values = one_array(call, values)
+  values = values.astype(loss_dtype(values))
+  good = jnp.isfinite(values)
+  weights = jnp.exp(_renormalised(log_weights, good, values.dtype))
+  return (weights * jnp.where(good, values, 0)).sum(axis=0)
+
+
+def _renormalised(log_weights: Any, good: jax.Array, dtype: Any) -> jax.Array:
+  """Log-weights of the good heads, which sum to one at each entry of ``good``."""
+  log_weights = jax.lax.stop_gradient(jnp.asarray(log_weights).astype(dtype))
+  column = log_weights.reshape((-1,) + (1,) * (good.ndim - 1))
+  return jax.nn.log_softmax(jnp.where(good, column, -jnp.inf), axis=0)
+
 
 PyTree = Any
+
+
 Predict = Callable[[HeadOutputs, jax.Array], PyTree]
+
+
 Output = Literal["log_probs", "mean"] | Predict
+
 
 _OUTPUTS = {"log_probs": mixture_log_probs, "mean": mixture_mean}
 

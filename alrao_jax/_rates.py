@@ -6,16 +6,17 @@ stand in one vector: the heads' ladder, then the groups of units in the order of
 """
 
 import functools
-import hashlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
-from . import _checks
-from ._units import UnitSpec
+from . import _checks, _tree, _unit_map, _units
+from ._tree import find_state, replace_state, state_dtype
+from ._unit_map import Layout, _stable_hash
 
 
 class LogUniform(NamedTuple):
@@ -127,56 +128,6 @@ def bernoulli(rate: float, p: float) -> Bernoulli:
   return Bernoulli(rate, p)
 
 
-class Layout(NamedTuple):
-  """Where the quantiles stand in the vector: static and hashable.
-
-  Attributes:
-    num_heads: Length of the heads' ladder, which stands first; 0 without heads.
-    names: Names of the groups, sorted.
-    sizes: Units of each group.
-    offsets: Position of each group's first unit.
-  """
-
-  num_heads: int
-  names: tuple[str, ...]
-  sizes: tuple[int, ...]
-  offsets: tuple[int, ...]
-
-  @property
-  def size(self) -> int:
-    """Length of the whole vector."""
-    return self.num_heads + sum(self.sizes)
-
-
-def make_layout(specs: Mapping[str, UnitSpec]) -> Layout:
-  """Returns the layout of the quantiles for the leaves in ``specs``.
-
-  Raises:
-    ValueError: If the heads' leaves disagree on the number of heads.
-  """
-  num_heads = count_heads(specs)
-  # A group's members have equal unit shapes: unit_specs has made sure of it.
-  sizes = {s.group: s.num_units for s in specs.values() if s.kind in _DRAWN}
-  names = tuple(sorted(sizes))
-  ordered = tuple(sizes[name] for name in names)
-  ends = np.cumsum((num_heads, *ordered)).tolist()
-  return Layout(num_heads, names, ordered, tuple(ends[:-1]))
-
-
-_DRAWN = ("unit", "per_weight", "one_rate")
-
-
-def count_heads(specs: Mapping[str, UnitSpec]) -> int:
-  """Returns the common leading axis of the heads' leaves, 0 if there are none."""
-  found = {s.path: s.shape[0] for s in specs.values() if s.kind == "head"}
-  if len(set(found.values())) > 1:
-    raise ValueError(
-      "All heads of a model must agree on num_heads, the leading axis of their "
-      f"parameters, got {found}. Write the same num_heads= in every MultiHead."
-    )
-  return next(iter(found.values()), 0)
-
-
 def draw_quantiles(
   key: jax.Array, layout: Layout, dtype: Any, single_head_quantile: Any = 0.5
 ) -> jax.Array:
@@ -236,55 +187,341 @@ def _draw_units(key, layout):
   return jax.vmap(draw)(repeat(jnp.asarray(hashes)), index)
 
 
-def _stable_hash(name: str) -> int:
-  # Python's own hash() changes from process to process.
-  return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
+class ScaleByUnitRatesState(NamedTuple):
+  """State of :func:`scale_by_unit_rates`.
+
+  Attributes:
+    fingerprint: A uint32 scalar that tells whether parameters are read as they were at
+      ``init``.
+    key: With ``redraw=True`` the data of the key for the next draw, two uint32; else
+      ``()``.
+    quantiles: Shape ``(num_heads + num_units,)``, one float for each unit of the
+      whole network: the heads' ladder, then the groups of units by name.
+    unit_distribution: The distribution of the units' rates, a NamedTuple of scalars
+      with the values of the last update.
+    head_distribution: The same for the ladder of the heads.
+  """
+
+  fingerprint: jax.Array
+  key: Any
+  quantiles: jax.Array
+  unit_distribution: Any
+  head_distribution: LogUniform
 
 
-def fingerprint(specs: Mapping[str, UnitSpec]) -> int:
-  """A 32-bit hash of who reads which entry: of all paths, shapes, axes and groups."""
-  readers = [
-    (path, specs[path].kind, specs[path].shape, specs[path].axes, specs[path].group)
-    for path in sorted(specs)
-  ]
-  return _stable_hash(repr(readers))
+def scale_by_unit_rates(
+  key: jax.Array,
+  min_learning_rate: float = 1e-5,
+  max_learning_rate: float = 10.0,
+  *,
+  distribution: Any = None,
+  overrides: tuple = (),
+  heads: str | None = _tree.HEADS_REGEX,
+  strict: bool = False,
+  unit_axis: Literal["last", "first"] = "last",
+  granularity: Literal["per_unit", "per_weight"] = "per_unit",
+  redraw: bool = False,
+  single_head_learning_rate: float | None = None,
+  flip_sign: bool = True,
+) -> optax.GradientTransformationExtraArgs:
+  r"""Scales updates by random learning rates, one for each unit of the network.
 
+  Stands exactly where :func:`optax.scale_by_learning_rate` stands. Each unit (feature,
+  channel, LSTM cell) draws its rate once, at ``init``, log-uniformly from
+  :math:`[\eta_{\min}, \eta_{\max}]`; all of the unit's incoming weights and its bias
+  share it:
 
-def rates_of_leaf(spec: UnitSpec, vector: jax.Array, layout: Layout) -> jax.Array:
-  """Reads a leaf's rates from the network's vector, in a shape that broadcasts.
+  .. math:: u_t = -\eta_{\mathrm{unit}} \, g_t
+
+  Head ``j`` of a :class:`~alrao_jax.linen.MultiHead` is not drawn but has the rate
+  :math:`\eta_{\min} (\eta_{\max} / \eta_{\min})^{(j - 1) / (N - 1)}`.
 
   Args:
-    spec: Which units the leaf has; not frozen.
-    vector: Shape ``(layout.size,)``.
-    layout: What :func:`make_layout` returned.
+    key: JAX random key. A unit's draw depends on it, on the name of the unit's layer
+      and on the unit's index, on nothing else.
+    min_learning_rate: Positive; the lower bound of the interval.
+    max_learning_rate: At least ``min_learning_rate``; the upper bound.
+    distribution: Distribution of the units' rates (not of the heads'), such as
+      :func:`bernoulli`; log-uniform over the interval by default.
+    overrides: Pairs ``(pattern, what)`` that correct how units are found; see
+      :func:`unit_specs`.
+    heads: Regular expression for the paths of the heads' parameters, which have the
+      heads on axis 0. ``None``: the model has none.
+    strict: Whether a parameter whose units had to be guessed is an error.
+    unit_axis: Where kernels keep their units: ``"last"`` (Flax, Haiku) or ``"first"``
+      (Equinox).
+    granularity: ``"per_weight"`` gives every single weight its own rate, for studies:
+      the papers' appendix E finds it inferior, and it costs one float a weight.
+    redraw: Whether rates are drawn anew at every step, the papers' control experiment
+      (it amounts to SGD at the mean rate).
+    single_head_learning_rate: The rate of the head where ``num_heads`` is 1, within the
+      interval; its geometric middle by default.
+    flip_sign: Whether updates are negated, as for gradient descent.
 
   Returns:
-    As many axes as the leaf, length 1 along all that index no units.
+    The transformation. Its updates are negated unless ``flip_sign`` is off, and keep
+    the dtype of the gradients.
+
+  Raises:
+    TypeError: If ``key`` is no random key, or at ``init`` for integer parameters.
+    ValueError: If not ``0 < min_learning_rate <= max_learning_rate < inf``; at
+      ``init`` for overrides that match nothing and layers whose units are ambiguous.
+
+  Example:
+    >>> import alrao_jax as alrao, jax, jax.numpy as jnp, optax
+    >>> params = {"dense": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}}
+    >>> optimizer = optax.chain(
+    ...   optax.trace(0.9), alrao.scale_by_unit_rates(jax.random.key(0)))
+    >>> updates, _ = optimizer.update(params, optimizer.init(params), params)
+    >>> bool((updates["dense"]["kernel"][0] == updates["dense"]["bias"]).all())
+    True
+
+  Reference:
+    Blier, Wolinski, Ollivier, `Learning with Random Learning Rates
+    <https://arxiv.org/abs/1810.01322>`_, Algorithm 1.
   """
-  if spec.kind == "head":
-    units = vector[: layout.num_heads]
-  else:
-    position = layout.names.index(spec.group)
-    offset = layout.offsets[position]
-    units = vector[offset : offset + layout.sizes[position]].reshape(spec.unit_shape)
-    if spec.tiles > 1:
-      units = jnp.tile(units, (1,) * (units.ndim - 1) + (spec.tiles,))
-  shape = [size if i in spec.axes else 1 for i, size in enumerate(spec.shape)]
-  return units.reshape(shape)
+  call = "scale_by_unit_rates()"
+  _checks.check_key(call, key)
+  _checks.check_interval(call, min_learning_rate, max_learning_rate)
+  if single_head_learning_rate is not None:
+    lone, name = single_head_learning_rate, "single_head_learning_rate"
+    _checks.check_interval(
+      call, min_learning_rate, lone, names=("min_learning_rate", name)
+    )
+    _checks.check_interval(
+      call, lone, max_learning_rate, names=(name, "max_learning_rate")
+    )
+  if distribution is not None and not (
+    isinstance(distribution, tuple) and hasattr(distribution, "quantile")
+  ):
+    raise TypeError(
+      f"{call[:-1]}distribution=...) must be a NamedTuple with a method quantile(u), "
+      "such as alrao_jax.log_uniform(1e-5, 10.0) or alrao_jax.bernoulli(0.1, p=0.5), "
+      f"got {distribution!r}."
+    )
+  options = _units.UnitOptions(tuple(overrides), heads, strict, unit_axis, granularity)
+
+  def distributions(dtype):
+    interval = LogUniform(min_learning_rate, max_learning_rate)
+    units = interval if distribution is None else distribution
+    # Copies: a donated state must not hold one buffer twice.
+    cast = lambda number: jnp.array(number, dtype)  # noqa: E731
+    return jax.tree.map(cast, units), jax.tree.map(cast, interval)
+
+  def draw(key, layout, dtype, interval):
+    middle = 0.5
+    if single_head_learning_rate is not None:
+      middle = interval.cdf(jnp.asarray(single_head_learning_rate, dtype))
+    return draw_quantiles(key, layout, dtype, middle)
+
+  def init_fn(params):
+    specs = _units.unit_specs(params, options)
+    layout = _unit_map.make_layout(specs)
+    dtype = state_dtype(params)
+    units, interval = distributions(dtype)
+    return ScaleByUnitRatesState(
+      fingerprint=jnp.asarray(_unit_map.fingerprint(specs), jnp.uint32),
+      # Copied: the caller's key must outlive a donated state.
+      key=jnp.array(threefry_words(key)) if redraw else (),
+      quantiles=draw(key, layout, dtype, interval),
+      unit_distribution=units,
+      head_distribution=interval,
+    )
+
+  def update_fn(updates, state, params=None, **extra_args):
+    del extra_args
+    specs = _units.unit_specs(updates if params is None else params, options)
+    layout = _unit_map.make_layout(specs)
+    check_layout(call, state, layout, specs)
+    dtype = state.quantiles.dtype
+    units, interval = distributions(dtype)
+    state = state._replace(unit_distribution=units, head_distribution=interval)
+    if redraw:
+      old = jax.random.wrap_key_data(state.key, impl="threefry2x32")
+      new, now = jax.random.split(old)
+      # The ladder of the heads stays: it is not drawn, and may be a collapsed one.
+      ladder = state.quantiles[: layout.num_heads]
+      drawn = draw(now, layout, dtype, interval)[layout.num_heads :]
+      state = state._replace(
+        key=jax.random.key_data(new), quantiles=jnp.concatenate([ladder, drawn])
+      )
+    ladder, units = _rates_of_parts(state, layout)
+    # Apart: where devices hold a head each, XLA splits the ladder over them, and would
+    # split whatever vector it is a slice of, hence the body's updates, as well.
+    units = jnp.concatenate([jnp.zeros_like(ladder), units])
+    if flip_sign:
+      ladder, units = -ladder, -units
+
+    def scale(path, update):
+      spec = specs.get(_tree.path_of(path))
+      if spec is None or spec.shape != update.shape:
+        raise ValueError(
+          f"{call}.update() needs updates like the parameters, got "
+          f"{_tree.path_of(path)!r} of shape {update.shape}."
+        )
+      if spec.kind == "frozen":
+        return jnp.zeros_like(update)
+      vector = ladder if spec.kind == "head" else units
+      rates = _unit_map.rates_of_leaf(spec, vector, layout)
+      # Half precision would round the rates: multiply in float32, round once.
+      wide = update.dtype if update.dtype.itemsize >= 4 else jnp.float32
+      return (update.astype(wide) * rates.astype(wide)).astype(update.dtype)
+
+    return jax.tree_util.tree_map_with_path(scale, updates), state
+
+  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def write_leaf(
-  spec: UnitSpec, values: jax.Array, vector: jax.Array, layout: Layout
-) -> jax.Array:
-  """Writes a leaf's per-entry ``values`` into the vector; see :func:`rates_of_leaf`.
+def rate_vector(state: ScaleByUnitRatesState, layout: _unit_map.Layout) -> jax.Array:
+  """The rates of all heads and units, shape ``(layout.size,)``."""
+  return jnp.concatenate(_rates_of_parts(state, layout))
 
-  The first entry of each unit is taken: all entries of a unit share one value.
+
+def _rates_of_parts(
+  state: ScaleByUnitRatesState, layout: _unit_map.Layout
+) -> tuple[jax.Array, jax.Array]:
+  """The rates of the heads, and those of the units."""
+
+  def read(distribution, quantiles):
+    return jnp.broadcast_to(distribution.quantile(quantiles), quantiles.shape)
+
+  ladder = read(state.head_distribution, state.quantiles[: layout.num_heads])
+  units = read(state.unit_distribution, state.quantiles[layout.num_heads :])
+  return ladder, units
+
+
+def check_layout(
+  call: str,
+  state: ScaleByUnitRatesState,
+  layout: _unit_map.Layout,
+  specs: Mapping[str, _units.UnitSpec],
+) -> None:
+  """Refuses parameters that are not those, or not read as those, of the state."""
+  same = state.quantiles.shape == (layout.size,)
+  if same and _checks.is_concrete(state.fingerprint):
+    same = int(state.fingerprint) == _unit_map.fingerprint(specs)
+  if not same:
+    raise ValueError(
+      f"{call} got a state with {state.quantiles.size} rates, made for other "
+      f"parameters than these with {layout.size} units. Call init with these "
+      "parameters, or pass those of init, with the same overrides=, heads=, "
+      "unit_axis= and granularity= (for optax.masked and optax.partition: the part's "
+      "own state with the part's own parameters)."
+    )
+
+
+def unit_rates(opt_state: Any, params: Any, **options: Any) -> Any:
+  """Returns the learning rate of every parameter entry, to look at.
+
+  Args:
+    opt_state: State of an optimizer that holds one :func:`scale_by_unit_rates`,
+      within any chain or wrapper. Where a mask or a partition gives it a part of the
+      parameters only, pass that part's state.
+    params: The parameters that it was initialised with, or a tree of their shapes.
+    **options: ``overrides``, ``heads``, ``unit_axis`` and ``granularity`` as they were
+      given to the optimizer.
+
+  Returns:
+    A tree like ``params``, each leaf of its parameter's shape. A schedule that
+    multiplies all rates is not part of them. With ``redraw`` they are those of the last
+    update.
+
+  Raises:
+    ValueError: If ``opt_state`` holds no or several states with rates, or belongs to
+      other parameters.
+
+  Example:
+    >>> import alrao_jax as alrao, jax, jax.numpy as jnp
+    >>> params = {"dense": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}}
+    >>> opt_state = alrao.scale_by_unit_rates(jax.random.key(0), 0.1, 0.1).init(params)
+    >>> print(alrao.unit_rates(opt_state, params)["dense"]["bias"])
+    [0.1 0.1]
   """
-  index = tuple(slice(None) if i in spec.axes else 0 for i in range(len(spec.shape)))
-  units = values[index]
-  if spec.kind == "head":
-    return vector.at[: layout.num_heads].set(units)
-  position = layout.names.index(spec.group)
-  offset = layout.offsets[position]
-  units = units[..., : spec.unit_shape[-1]] if spec.tiles > 1 else units
-  return vector.at[offset : offset + layout.sizes[position]].set(units.reshape(-1))
+  state = find_rates(opt_state)
+  specs = _units.unit_specs(params, _units.UnitOptions(**options))
+  layout = _unit_map.make_layout(specs)
+  check_layout("unit_rates()", state, layout, specs)
+  vector = rate_vector(state, layout)
+
+  def read(path, leaf):
+    spec = specs[_tree.path_of(path)]
+    if spec.kind == "frozen":
+      return jnp.zeros(leaf.shape, vector.dtype)
+    return jnp.broadcast_to(_unit_map.rates_of_leaf(spec, vector, layout), leaf.shape)
+
+  return jax.tree_util.tree_map_with_path(read, params)
+
+
+def with_unit_rates(opt_state: Any, params: Any, rates: Any, **options: Any) -> Any:
+  """Returns ``opt_state`` with the given learning rates in place of the drawn ones.
+
+  Args:
+    opt_state: As for :func:`unit_rates`.
+    params: As for :func:`unit_rates`.
+    rates: A tree like ``params``, each leaf of its parameter's shape, as
+      :func:`unit_rates` returns; the entries of a unit must be equal. Log-uniform rates
+      may lie outside their interval. (With ``redraw`` the next update draws others.)
+    **options: As for :func:`unit_rates`.
+
+  Returns:
+    A new state; nothing but its quantiles differs.
+
+  Raises:
+    ValueError: As for :func:`unit_rates`; if ``rates`` is not a tree like ``params``,
+      or holds rates that differ within a unit or that the distribution doesn't have.
+    TypeError: If the distribution of the rates has no ``cdf``.
+
+  Example:
+    >>> import alrao_jax as alrao, jax, jax.numpy as jnp
+    >>> params = {"dense": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}}
+    >>> opt_state = alrao.scale_by_unit_rates(jax.random.key(0)).init(params)
+    >>> halved = jax.tree.map(lambda r: r / 2, alrao.unit_rates(opt_state, params))
+    >>> opt_state = alrao.with_unit_rates(opt_state, params, halved)
+  """
+  call = "with_unit_rates()"
+  state = find_rates(opt_state)
+  specs = _units.unit_specs(params, _units.UnitOptions(**options))
+  layout = _unit_map.make_layout(specs)
+  check_layout(call, state, layout, specs)
+  if not hasattr(state.unit_distribution, "cdf"):
+    raise TypeError(
+      f"{call} needs the inverse of the rates' distribution: give "
+      f"{type(state.unit_distribution).__name__} a method cdf(rate)."
+    )
+  values = dict(_tree.flatten_with_paths(rates)[0])
+  vector = state.quantiles
+  for path, spec in specs.items():
+    if path not in values or values[path].shape != spec.shape:
+      raise ValueError(
+        f"{call} needs rates of shape {spec.shape} for {path!r}, got "
+        f"{values[path].shape if path in values else 'none'}."
+      )
+    if spec.kind != "frozen":
+      is_head = spec.kind == "head"
+      law = state.head_distribution if is_head else state.unit_distribution
+      quantiles = law.cdf(jnp.asarray(values[path], vector.dtype))
+      vector = _unit_map.write_leaf(spec, quantiles, vector, layout)
+  written = rate_vector(state._replace(quantiles=vector), layout)
+  _check_written(call, specs, values, written, layout)
+  return replace_state(
+    opt_state, ScaleByUnitRatesState, lambda old: old._replace(quantiles=vector)
+  )
+
+
+def find_rates(opt_state: Any) -> ScaleByUnitRatesState:
+  """Finds the one state with rates, its leaves as plain arrays."""
+  return find_state(opt_state, ScaleByUnitRatesState, "scale_by_unit_rates")
+
+
+def _check_written(call, specs, values, vector, layout):
+  """Refuses rates that the state can't hold: they would be silently others."""
+  for path, spec in specs.items():
+    if spec.kind == "frozen" or not _checks.is_concrete(values[path]):
+      continue
+    held = _unit_map.rates_of_leaf(spec, vector, layout)
+    if not np.allclose(np.asarray(held), np.asarray(values[path]), rtol=1e-4, atol=0):
+      raise ValueError(
+        f"{call} can't give {path!r} these rates: entries of one unit must be equal, "
+        "also across the parameters that share it, and rates must be ones that the "
+        "distribution has (with equal bounds just one)."
+      )

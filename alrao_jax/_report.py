@@ -1,21 +1,262 @@
-"""Reports which rates live, and which head wins."""
+"""Is it working? Numbers for a logger, and a report as data, table and picture."""
 
 import dataclasses
+import math
 import os
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.core
+import jax.numpy as jnp
 import numpy as np
 
-from . import _plot, _tables
+from . import _tree, _unit_map, _units
 from ._averaging import SwitchState
-from ._describe import describe_units as describe_units
-from ._heads import TrackHeadsState, log_weights
-from ._readings import posteriors, read_guarded, read_motion, read_rates
-from ._scalars import effective_heads
-from ._state import find_state
-from ._units import HEADS_REGEX, UnitOptions
+from ._checks import optional
+from ._guard import GuardUnitsState
+from ._heads import TrackHeadsState, check_one_seed, log_weights, posteriors
+from ._rates import ScaleByUnitRatesState, check_layout, rate_vector
+from ._tree import HEADS_REGEX, find_state, find_states
+from ._unit_map import unit_norms
+from ._units import UnitOptions, columns
+
+
+class Motion(NamedTuple):
+  """How one update moves the units, and the heads.
+
+  Attributes:
+    steps: Norm of each unit's update, shape ``(num_units,)``.
+    alive: Whether the unit moves, bool, shape ``(num_units,)``.
+    heads_alive: Whether the head moves, bool, shape ``(num_heads,)``.
+  """
+
+  steps: jax.Array
+  alive: jax.Array
+  heads_alive: jax.Array
+
+
+def head_rates(state: ScaleByUnitRatesState, num_heads: int) -> jax.Array:
+  """The rates of the heads, shape ``(num_heads,)``."""
+  return jnp.broadcast_to(
+    state.head_distribution.quantile(state.quantiles[:num_heads]), (num_heads,)
+  )
+
+
+def read_trips(opt_state: Any) -> jax.Array | None:
+  """How often a guard stopped each unit that it guards, None without a guard."""
+  guards = find_states(opt_state, GuardUnitsState)
+  return jnp.concatenate([state.trips for state in guards]) if guards else None
+
+
+def read_guarded(
+  opt_state: Any, params: Any, options: _units.UnitOptions
+) -> np.ndarray | None:
+  """Which units a guard stopped, None without one for just these units."""
+  specs = _units.unit_specs(params, options)
+  body = {path: spec for path, spec in specs.items() if spec.kind != "head"}
+  for state in find_states(opt_state, GuardUnitsState):
+    if int(state.fingerprint) == _unit_map.fingerprint(body):
+      return np.asarray(state.trips) > 0
+  return None
+
+
+def read_rates(
+  call: str, opt_state: Any, params: Any, options: _units.UnitOptions
+) -> tuple[jax.Array, jax.Array]:
+  """The rates of the heads and of the units as drawn, two vectors.
+
+  Raises:
+    ValueError: The state is of other parameters.
+  """
+  state, _, layout = _read(call, opt_state, params, options)
+  vector = rate_vector(state, layout)
+  return vector[: layout.num_heads], vector[layout.num_heads :]
+
+
+def read_motion(
+  call: str, opt_state: Any, params: Any, updates: Any, options: _units.UnitOptions
+) -> Motion:
+  """Reads how ``updates`` move the units.
+
+  Raises:
+    ValueError: The state or ``updates`` are of other parameters.
+  """
+  state, specs, layout = _read(call, opt_state, params, options)
+  shapes = {path: leaf.shape for path, leaf in _tree.flatten_with_paths(updates)[0]}
+  for path, spec in specs.items():
+    if shapes.get(path) != spec.shape:
+      raise ValueError(
+        f"{call[:-1]}updates=...) must be like params, with shape {spec.shape} for "
+        f"{path!r}, got {shapes.get(path, 'none')}. Write the updates that "
+        "optimizer.update returned, or the difference of two params."
+      )
+  dtype = state.quantiles.dtype
+  steps = unit_norms(specs, layout, updates, dtype)
+  weights = unit_norms(specs, layout, params, dtype)
+  # A smaller step is lost when it is added to the weights.
+  precision = jnp.asarray(_precision(specs, layout, params), dtype)
+  alive = jnp.isfinite(steps) & (steps > precision * weights)
+  heads = layout.num_heads
+  return Motion(steps[heads:], alive[heads:], alive[:heads])
+
+
+def _read(call, opt_state, params, options):
+  """The state with the rates, and the units and the layout that it was made for."""
+  if len(found := find_states(opt_state, ScaleByUnitRatesState)) > 1:
+    raise ValueError(
+      f"{call} needs one scale_by_unit_rates, got {len(found)}. Pass the part of one: "
+      f"{call[:-1]}(opt_state[0].inner_states[label], opt_state[1]), part_of_params), "
+      "if opt_state[0] is the partition's and opt_state[1] that of track_heads."
+    )
+  state = find_state(opt_state, ScaleByUnitRatesState, "scale_by_unit_rates")
+  check_one_seed(call, state.quantiles, "num_heads + num_units")
+  specs = _units.unit_specs(params, options)
+  layout = _unit_map.make_layout(specs)
+  check_layout(call, state, layout, specs)
+  return state, specs, layout
+
+
+def _precision(specs, layout, params) -> np.ndarray:
+  """The relative precision of each unit's weights, shape ``(layout.size,)``."""
+  leaves = dict(_tree.flatten_with_paths(params)[0])
+  heads, groups = 0.0, dict.fromkeys(layout.names, 0.0)
+  for path, spec in specs.items():
+    precision = float(jnp.finfo(leaves[path].dtype).eps)
+    if spec.kind == "head":
+      heads = max(heads, precision)
+    elif spec.kind != "frozen":
+      groups[spec.group] = max(groups[spec.group], precision)
+  values = [heads, *groups.values()]
+  return np.repeat(values, [layout.num_heads, *layout.sizes])
+
+
+def scalars(
+  opt_state: Any,
+  params: Any = None,
+  updates: Any = None,
+  *,
+  overrides: tuple = (),
+  heads: str | None = HEADS_REGEX,
+  unit_axis: Literal["last", "first"] = "last",
+  granularity: Literal["per_unit", "per_weight"] = "per_unit",
+) -> dict[str, jax.Array]:
+  r"""Returns the numbers that tell whether Alrao is working, to be logged each step.
+
+  Made for use inside the jitted step, ``metrics |= alrao.scalars(opt_state, params,
+  updates)``: nothing waits for the device, keys depend on the arguments and on the
+  optimizer alone, and no value is ever NaN.
+
+  =============================  ====================================================
+  ``alrao/head_0/weight``, ...   Posterior weight of each head, slowest first; they
+                                 sum to 1.
+  ``alrao/effective_heads``      Exponential of the posterior's entropy: 1, one head
+                                 has it all, to ``num_heads``, all alike.
+  ``alrao/log10_rate``           Posterior mean of the decimal logarithms of the
+                                 heads' rates; only where ``opt_state`` holds one
+                                 :func:`scale_by_unit_rates`, the heads'.
+  ``alrao/heads_alive``          Number of heads that this update moves. Needs
+                                 ``updates``, like the next two.
+  ``alrao/heads_dead``           Number of heads that it does not.
+  ``alrao/units_alive``          Share of the units that it moves.
+  ``alrao/units_guarded``        Share of the units that it guards which a
+                                 :func:`guard_units` stopped at least once; only with
+                                 one.
+  ``alrao/guard_trips``          How often it stopped any of them, in all.
+  =============================  ====================================================
+
+  A unit, or a head, is *alive* in a step whose update of it is finite and longer than
+  its weights' norm times their dtype's relative precision (1.2e-7 for float32): what is
+  shorter gets lost when it is added.
+
+  **Is it working?** Yes, if ``effective_heads`` falls to a few, and ``log10_rate``
+  comes to rest inside the interval. At an end of the interval, the interval wants to be
+  moved that way. A few dead heads at the fast end are what the method expects; all of
+  them dead, or a falling ``units_alive``, are not: a unit too fast has made the network
+  overflow, or a layer has died. See ``alrao(guard=...)``, or lower
+  ``max_learning_rate``. Many units of a network with ReLU are silent on some batches,
+  and slow units are lost to half precision. Under :class:`optax.MultiSteps` all updates
+  but each k-th are zero, and all heads and units dead in them: look only at steps where
+  ``optimizer.has_updated(opt_state)``.
+
+  **Parts.** Where a mask or a partition gives :func:`scale_by_unit_rates` a part of the
+  parameters only, pass the part of all three. With ``optax.chain(optax.partition({"b":
+  ..., "h": ...}, labels), track_heads())``, of which "h" is the layer ``out``::
+
+    part = lambda tree: {"out": tree["out"]}
+    state = (opt_state[0].inner_states["h"], opt_state[1])
+    metrics |= alrao.scalars(state, part(params), part(updates))
+
+  Args:
+    opt_state: State of an optimizer that holds a :func:`track_heads`, a
+      :func:`scale_by_unit_rates` or both, within any chain or wrapper, or the
+      ``opt_state`` of an ``nnx.Optimizer``. With ``updates`` just one
+      :func:`scale_by_unit_rates`.
+    params: The parameters; needed with ``updates`` only, like all that follow.
+    updates: What ``optimizer.update`` returned, a tree like ``params``.
+    overrides: As given to the optimizer.
+    heads: As given to the optimizer.
+    unit_axis: As given to the optimizer.
+    granularity: As given to the optimizer.
+
+  Returns:
+    Scalars by name. With ``names``, names of layers, the posteriors' keys begin with
+    ``alrao/<name>/`` instead.
+
+  Raises:
+    ValueError: If ``opt_state`` holds no such state, several posteriors, or one for
+      each of several seeds; if ``updates`` come without ``params``, or with a state
+      that is of other parameters or holds several :func:`scale_by_unit_rates`.
+
+  Example:
+    >>> import alrao_jax as alrao, jax, jax.numpy as jnp
+    >>> params = {"out": {"alrao_heads": {"bias": jnp.zeros((2, 3))}}}
+    >>> opt_state = alrao.alrao(jax.random.key(0)).init(params)
+    >>> print({name: round(float(x), 2) for name, x in scalars(opt_state).items()})
+    {'alrao/head_0/weight': 0.5, 'alrao/head_1/weight': 0.5,
+     'alrao/effective_heads': 2.0, 'alrao/log10_rate': -2.0}
+  """
+  found = {}
+  layers = posteriors("scalars()", opt_state)
+  rates = find_states(opt_state, ScaleByUnitRatesState)
+  if not layers and not rates:
+    find_state(opt_state, ScaleByUnitRatesState, "scale_by_unit_rates")  # its error
+  for name, each in layers.items():
+    prefix = "alrao/" if name is None else f"alrao/{name}/"
+    weights = jnp.exp(each)
+    for head, weight in enumerate(weights):
+      found[f"{prefix}head_{head}/weight"] = weight
+    found[f"{prefix}effective_heads"] = effective_heads(each)
+    if len(rates) == 1:
+      log10_rates = jnp.log10(head_rates(rates[0], len(weights))).astype(weights.dtype)
+      found[f"{prefix}log10_rate"] = jnp.sum(weights * log10_rates)
+  if updates is not None:
+    if params is None:
+      raise ValueError(
+        "scalars(updates=...) needs params, to compare updates with: write "
+        "scalars(opt_state, params, updates)."
+      )
+    options = UnitOptions(tuple(overrides), heads, False, unit_axis, granularity)
+    motion = read_motion("scalars()", opt_state, params, updates, options)
+    if motion.heads_alive.size:
+      found["alrao/heads_alive"] = jnp.sum(motion.heads_alive)
+      found["alrao/heads_dead"] = jnp.sum(~motion.heads_alive)
+    if motion.alive.size:
+      found["alrao/units_alive"] = _share(motion.alive)
+  trips = read_trips(opt_state)
+  if trips is not None:
+    found["alrao/units_guarded"] = _share(trips > 0)
+    found["alrao/guard_trips"] = jnp.sum(trips)
+  return found
+
+
+def effective_heads(log_weights: jax.Array) -> jax.Array:
+  """The exponential of the entropy of the heads' weights, a scalar."""
+  return jnp.exp(jnp.sum(jax.scipy.special.entr(jnp.exp(log_weights))))
+
+
+def _share(which: jax.Array) -> jax.Array:
+  """The share of True, 0 of none."""
+  return jnp.sum(which.astype(jnp.float32)) / max(which.size, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +343,7 @@ class Report:
     return _total(None if h.alive is None else int(not h.alive) for h in self.heads)
 
   def __str__(self) -> str:
-    return _tables.text(self)
+    return text(self)
 
   def table(self) -> Any:
     """Returns the report as a ``rich`` renderable, which ``rich.print`` shows.
@@ -110,7 +351,7 @@ class Report:
     Raises:
       ImportError: ``rich`` is not installed; ``str(report)`` does without.
     """
-    return _tables.table(self)
+    return table(self)
 
   def __rich__(self) -> Any:
     return self.table()
@@ -124,7 +365,7 @@ class Report:
     Raises:
       ImportError: ``matplotlib`` is not installed.
     """
-    _plot.plot(self, path)
+    plot(self, path)
 
 
 def report(
@@ -270,3 +511,185 @@ def _total(counts) -> int | None:
   """The sum, None if a count is not known or there is none."""
   counts = list(counts)
   return None if not counts or None in counts else sum(counts)
+
+
+Rows = list[tuple[str, ...]]
+
+
+def text(report: "Report") -> str:
+  """The report in plain text."""
+  tables = [rows for rows in _rows(report) if rows[1:]]
+  parts = ["\n".join(columns(rows, right=range(len(rows[0])))) for rows in tables]
+  return "\n\n".join([*parts, _summary(report)])
+
+
+def table(report: "Report") -> Any:
+  """The report as a rich renderable, the best head in colour."""
+  call, instead = "Report.table()", "str(report) does without it."
+  console = optional(call, "rich.console", instead)
+  tables = optional(call, "rich.table", instead)
+  best = max((head.weight for head in report.heads), default=0.0)
+  wins = [head.weight == best for head in report.heads]
+  heads, units = _rows(report)
+  parts = []
+  for title, rows, bold in (
+    ("Heads", heads, wins),
+    ("Units", units, [False] * len(report.decades)),
+  ):
+    drawn = tables.Table(title=title, title_justify="left", title_style="bold")
+    for name in rows[0]:
+      drawn.add_column(name, justify="right")
+    for row, is_best in zip(rows[1:], bold, strict=True):
+      drawn.add_row(*row, style="bold green" if is_best else None)
+    if bold:
+      parts.append(drawn)
+  return console.Group(*parts, _summary(report))
+
+
+def _rows(report: "Report") -> tuple[Rows, Rows]:
+  """The cells of the tables of heads and of units, a line of names first."""
+  heads = [("rate", "weight", "alive")] + [
+    (f"{h.rate:.2g}", f"{h.weight:.3f}", _cell(h.alive)) for h in report.heads
+  ]
+  units = [("rates", "units", "alive", "share of squared update", "guarded")] + [
+    (
+      f"{d.low:.0e} to {d.high:.0e}" if d.low else "0",
+      str(d.units),
+      _cell(d.alive),
+      "-" if d.share_of_squared_update is None else f"{d.share_of_squared_update:.1%}",
+      _cell(d.guarded),
+    )
+    for d in report.decades
+  ]
+  return heads, units
+
+
+def _summary(report: "Report") -> str:
+  lines = []
+  if report.heads:
+    seen = "" if report.observations is None else f" after {report.observations} steps"
+    lines.append(
+      f"{report.effective_heads:.1f} of {len(report.heads)} heads in effect{seen}"
+      + ("." if report.dead_heads is None else f", {report.dead_heads} dead.")
+    )
+    lines.append(f"Suggested learning rate: {report.learning_rate:.2g} (a heuristic).")
+  counts = [f"{report.units} units"]
+  if report.units_alive is not None:
+    counts.append(f"{report.units_alive} alive")
+  if report.units_guarded is not None:
+    counts.append(f"{report.units_guarded} guarded")
+  return "\n".join([*lines, ", ".join(counts) + "."])
+
+
+def _cell(value: bool | int | None) -> str:
+  if value is None:
+    return "-"
+  return ("no", "yes")[value] if isinstance(value, bool) else str(value)
+
+
+# Okabe and Ito's colours, told apart by everybody.
+BLUE, ORANGE, GREY = "#0072B2", "#E69F00", "0.85"
+
+
+def plot(report: "Report", path: str | os.PathLike[str]) -> None:
+  """Draws a report into a file: its heads, its units, or both."""
+  module = optional(
+    "Report.plot()", "matplotlib.figure", "str(report) does without it."
+  )
+  columns = 2 if report.heads else 1
+  # No pyplot: its global state, and the choice of a screen, are the user's.
+  figure = module.Figure(figsize=(4.6 * columns, 3.4), layout="constrained")
+  axes = figure.subplots(1, columns, squeeze=False)[0]
+  if report.heads:
+    _draw_heads(axes[0], report)
+  _draw_units(axes[-1], report)
+  for each in axes:
+    each.set_xlabel("learning rate")
+    each.spines[["top", "right"]].set_visible(False)
+    each.tick_params(labelsize=8)
+    each.legend(fontsize=8, frameon=False)
+  figure.savefig(path, dpi=200)
+
+
+def _draw_heads(axes: Any, report: "Report") -> None:
+  """The posterior over the heads' rates, and the suggested rate."""
+  places = [math.log10(head.rate) for head in report.heads]
+  gap = min((abs(b - a) for a, b in zip(places, places[1:], strict=False)), default=1.0)
+  axes.bar(
+    places,
+    [head.weight for head in report.heads],
+    width=0.8 * (gap or 1.0),
+    color=BLUE,
+    label="posterior",
+  )
+  dead = [x for x, h in zip(places, report.heads, strict=True) if h.alive is False]
+  if dead:
+    # Above the axis, where a dead head's bar, of no height, would be.
+    axes.plot(
+      dead, [0.02] * len(dead), "x", color="black", markersize=5, label="dead head"
+    )
+  rate = report.learning_rate or report.heads[0].rate
+  axes.axvline(
+    math.log10(rate),
+    color=ORANGE,
+    linestyle="--",
+    linewidth=1.5,
+    label=f"suggested: {rate:.2g}",
+  )
+  axes.set_ylim(0, 1.05 * max(0.5, *(head.weight for head in report.heads)))
+  axes.set_ylabel("posterior weight")
+  axes.set_title("Heads", loc="left", fontsize=10, fontweight="bold")
+  _decade_ticks(axes, min(places), max(places))  # rates may have been written in
+
+
+def _draw_units(axes: Any, report: "Report") -> None:
+  """Shares of units, of live ones and of the update, by decade."""
+  decades = [decade for decade in report.decades if decade.low > 0]
+  places = [math.log10(decade.low) + 0.5 for decade in decades]
+  total = max(report.units, 1)
+  knows = bool(decades) and decades[0].alive is not None
+  left = [x - 0.21 for x in places] if knows else places
+  width = 0.4 if knows else 0.8
+  axes.bar(
+    left,
+    [decade.units / total for decade in decades],
+    width=width,
+    color=GREY,
+    label="units" if not knows else "units, dead",
+  )
+  if knows:
+    alive = [(decade.alive or 0) / total for decade in decades]
+    axes.bar(left, alive, width=width, color=BLUE, label="units, alive")
+    shares = [decade.share_of_squared_update or 0.0 for decade in decades]
+    shares = [share if math.isfinite(share) else 0.0 for share in shares]
+    axes.bar(
+      [x + 0.21 for x in places],
+      shares,
+      width=width,
+      color=ORANGE,
+      label="share of squared update",
+    )
+  if report.units_guarded:
+    guarded = [(decade.guarded or 0) / total for decade in decades]
+    axes.bar(
+      left,
+      guarded,
+      width=width,
+      fill=False,
+      edgecolor="black",
+      hatch="////",
+      linewidth=0.6,
+      label="units, guarded",
+    )
+  axes.set_ylim(0, 1.15 * axes.get_ylim()[1])  # room for the legend
+  axes.set_ylabel("share of all")
+  axes.set_title("Units by rate", loc="left", fontsize=10, fontweight="bold")
+  if places:
+    _decade_ticks(axes, places[0] - 0.5, places[-1] + 0.5)
+
+
+def _decade_ticks(axes: Any, first: float, last: float) -> None:
+  """Labels the decades of an axis of decimal logarithms."""
+  exponents = range(math.floor(first + 1e-3), math.ceil(last - 1e-3) + 1)
+  step = math.ceil(len(exponents) / 9)
+  axes.set_xticks(exponents[::step], [f"$10^{{{k}}}$" for k in exponents[::step]])

@@ -7,10 +7,10 @@ import numpy as np
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from . import _collapse
+from . import _convert
 from ._heads import TrackHeadsState
-from ._paths import HEADS_REGEX, flatten_with_paths, head_name, path_of
-from ._transform import ScaleByUnitRatesState
+from ._rates import ScaleByUnitRatesState
+from ._tree import HEADS_REGEX, flatten_with_paths, head_name, path_of
 
 
 def head_shardings(
@@ -74,7 +74,7 @@ def head_shardings(
   state = jax.eval_shape(optimizer.init, shapes)
   leaves, treedef = jax.tree.flatten(state)
   # The heads' axis is the one that grows with their number.
-  more = _collapse.fresh_shapes(optimizer, shapes, num_heads + 1, heads)
+  more = _convert.fresh_shapes(optimizer, shapes, num_heads + 1, heads)
 
   def sharding(shape, grown):
     pairs = list(zip(shape, grown, strict=False))

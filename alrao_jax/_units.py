@@ -11,22 +11,14 @@ Reference: Blier, Wolinski, Ollivier, `Learning with Random Learning Rates
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 
-from ._cells import Shape
-from ._overrides import Override as Override
-from ._overrides import Units as Units
-from ._overrides import match_overrides
-from ._paths import HEADS as HEADS
-from ._paths import HEADS_REGEX as HEADS_REGEX
-from ._paths import flatten_with_paths as flatten_with_paths
-from ._paths import head_name as head_name
-from ._paths import path_of as path_of
-from ._rules import Rules, override_text
+from ._rules import Override, Rules, Shape, Units, match_overrides, override_text
+from ._tree import HEADS_REGEX, flatten_with_paths, head_name
 
 
 class UnitOptions(NamedTuple):
@@ -247,3 +239,67 @@ def _settle_groups(
       if top == 0 or spec.unit_shape != leaders[0].unit_shape:
         specs[spec.path] = replace(spec, group=spec.path)
   return specs
+
+
+def describe_units(params: Any, **options: Any) -> str:
+  """Describes the units of every parameter in a table, before any training.
+
+  Args:
+    params: Pytree of arrays or ``jax.ShapeDtypeStruct``, such as the parameters that
+      the optimizer is given, or ``jax.eval_shape`` of their initialisation.
+    **options: Those of :class:`UnitOptions`: ``overrides``, ``heads``, ``strict``,
+      ``unit_axis``, ``granularity``.
+
+  Returns:
+    A line for each parameter: its path, its shape, the axes that index its units (with
+    the number of gates that repeat them, if there are several), the group that shares
+    one vector of rates, the number of units, and the rule that decided. The last lines
+    count the rates that are drawn and name what was assumed.
+
+  Raises:
+    TypeError: An option is unknown, or a leaf is no array of a floating dtype.
+    ValueError: As :func:`unit_specs` does.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> params = {"dense": {"kernel": jnp.ones((3, 5)), "t": jnp.ones(())}}
+    >>> print(describe_units(params))
+    parameter     shape   unit axes  group    units  rule
+    dense/kernel  (3, 5)  (1,)       dense        5  kernel without bias
+    dense/t       ()      ()         dense/t      1  scalar
+    6 rates for 16 parameters in 2 groups.
+  """
+  specs = list(unit_specs(params, UnitOptions(**options)).values())
+  header = ("parameter", "shape", "unit axes", "group", "units", "rule")
+  lines = columns([header, *map(_row, specs)], right={4})
+  drawn = [s for s in specs if s.kind not in ("frozen", "head")]
+  groups = {s.group: s.num_units for s in drawn}
+  weights = sum(math.prod(s.shape) for s in drawn)
+  lines.append(
+    f"{sum(groups.values())} rates for {weights} parameters in {len(groups)} groups."
+  )
+  assumed = [s.path for s in specs if s.assumed]
+  if assumed:
+    lines.append(f"Assumed, for want of a rule: {', '.join(assumed)}.")
+  return "\n".join(lines)
+
+
+def _row(spec: UnitSpec) -> tuple[str, ...]:
+  axes = str(spec.axes) + (f" x {spec.tiles} gates" if spec.tiles > 1 else "")
+  units = "-" if spec.kind == "frozen" else str(spec.num_units)
+  rule = spec.rule if spec.kind in ("unit", "head") else f"{spec.rule}: {spec.kind}"
+  group = spec.group or ("-" if spec.kind in ("frozen", "head") else '""')
+  return spec.path, str(spec.shape), axes, group, units, rule
+
+
+def columns(rows: Sequence[Sequence[str]], right: Collection[int]) -> list[str]:
+  """Aligns rows, some columns to the right."""
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  lines = []
+  for row in rows:
+    cells = [
+      cell.rjust(width) if i in right else cell.ljust(width)
+      for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+    ]
+    lines.append("  ".join(cells).rstrip())
+  return lines

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from alrao_jax import mixture_loss, multi_head
-from alrao_jax._chunked import chunked_mixture_loss
+from alrao_jax._losses import chunked_mixture_loss
 
 HEADS, EXAMPLES, FEATURES, CLASSES = 3, 7, 4, 11
 

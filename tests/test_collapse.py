@@ -10,8 +10,8 @@ import pytest
 
 import alrao_jax as alrao
 from alrao_jax._heads import TrackHeadsState
-from alrao_jax._state import find_state
-from alrao_jax._unit_rates import find_rates
+from alrao_jax._rates import find_rates
+from alrao_jax._tree import find_state
 
 
 @pytest.fixture(autouse=True)

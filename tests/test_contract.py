@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import alrao_jax as alrao
-from alrao_jax._unit_rates import find_rates
+from alrao_jax._rates import find_rates
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from golden import cut
 
-from alrao_jax import _averaging, _predictions, _routing
+from alrao_jax import _averaging, _multi_head, _predict
 
 FULL_REGIMES = (
   "allequal",
@@ -121,9 +121,9 @@ def test_mixture_probabilities_equal_the_reference(small):
   with jax.enable_x64(True):
     # Log-probabilities are logits that a softmax leaves as they are.
     logits = jnp.asarray(small["public_switch/mix/head_logp"])
-    heads = _routing.HeadOutputs(logits, logits)
+    heads = _multi_head.HeadOutputs(logits, logits)
     log_weights = jnp.asarray(small["public_switch/mix/logposterior"])
-    got = _predictions.mixture_log_probs(heads, log_weights)
+    got = _predict.mixture_log_probs(heads, log_weights)
   expected = small["public_switch/mix/avg_logp"]
   np.testing.assert_allclose(got, expected, rtol=0, atol=1e-12)
 

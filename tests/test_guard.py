@@ -12,10 +12,10 @@ from flax import nnx
 
 import alrao_jax as alrao
 import alrao_jax.linen
-from alrao_jax import _rates, _units
+from alrao_jax import _unit_map, _units
 from alrao_jax._guard import GuardUnitsState
-from alrao_jax._state import find_state
-from alrao_jax._unit_norms import unit_norms
+from alrao_jax._tree import find_state
+from alrao_jax._unit_map import unit_norms
 
 NUM_HEADS = 3
 LOG_LIKELIHOODS = np.array([-3.0, -2.0, -1.0], np.float32)
@@ -275,7 +275,7 @@ def test_gates_of_a_cell_count_as_one_unit():
   )
   specs = _units.unit_specs({"cell": cell})
   assert {spec.tiles for spec in specs.values()} == {4}
-  norms = unit_norms(specs, _rates.make_layout(specs), {"cell": cell}, jnp.float32)
+  norms = unit_norms(specs, _unit_map.make_layout(specs), {"cell": cell}, jnp.float32)
   rows = np.concatenate([np.reshape(leaf, (-1, 8)) for leaf in jax.tree.leaves(cell)])
   expected = [np.sqrt((rows[:, unit::2] ** 2).sum()) for unit in range(2)]
   np.testing.assert_allclose(norms, expected, rtol=8 * 1.2e-7)

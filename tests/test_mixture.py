@@ -10,10 +10,14 @@ import numpy as np
 import optax
 import pytest
 
-from alrao_jax._losses import binary_loss, classification_loss, regression_loss
-from alrao_jax._mixture import mixture_loss
-from alrao_jax._predictions import mixture_log_probs, mixture_mean
-from alrao_jax._routing import HeadOutputs, multi_head
+from alrao_jax._losses import (
+  binary_loss,
+  classification_loss,
+  mixture_loss,
+  regression_loss,
+)
+from alrao_jax._multi_head import HeadOutputs, multi_head
+from alrao_jax._predict import mixture_log_probs, mixture_mean
 
 NUM_HEADS, BATCH, CLASSES = 3, 6, 4
 

@@ -13,7 +13,7 @@ from jax.extend import core
 
 import alrao_jax.linen
 import alrao_jax.nnx
-from alrao_jax._products import head_product
+from alrao_jax._multi_head import head_product
 
 pytestmark = pytest.mark.skipif(
   jax.default_backend() != "cpu", reason="on accelerators the order is the usual one"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import alrao_jax as alrao
-from alrao_jax import _rates, _units
+from alrao_jax import _rates, _unit_map, _units
 
 
 def dense(units, inputs=3):
@@ -25,7 +25,7 @@ def draw(params, key=None, **options):
 
 
 def quantiles(num_units, key):
-  layout = _rates.Layout(0, ("layer",), (num_units,), (0,))
+  layout = _unit_map.Layout(0, ("layer",), (num_units,), (0,))
   return np.asarray(_rates.draw_quantiles(key, layout, jnp.float32))
 
 
@@ -208,8 +208,8 @@ def test_redraw_takes_new_rates_each_step_and_is_a_function_of_key_and_step():
 
 def test_the_layout_puts_the_ladder_first_then_groups_by_name():
   params = {"b": dense(2), "a": dense(3), "out": heads(4)}
-  layout = _rates.make_layout(_units.unit_specs(params))
-  assert layout == _rates.Layout(4, ("a", "b"), (3, 2), (4, 7))
+  layout = _unit_map.make_layout(_units.unit_specs(params))
+  assert layout == _unit_map.Layout(4, ("a", "b"), (3, 2), (4, 7))
 
 
 def test_a_renamed_layer_is_an_error_and_not_a_permutation():

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import alrao_jax as alrao
-from alrao_jax._state import find_state
+from alrao_jax._tree import find_state
 
 N = 4
 KEY = jax.random.key(0)

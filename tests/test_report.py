@@ -20,7 +20,7 @@ import alrao_jax.linen
 import alrao_jax.nnx
 from alrao_jax._averaging import SwitchState
 from alrao_jax._heads import TrackHeadsState
-from alrao_jax._state import find_state
+from alrao_jax._tree import find_state
 
 N = 4
 KEY = jax.random.key(0)

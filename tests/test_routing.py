@@ -13,7 +13,7 @@ import optax
 import pytest
 
 from alrao_jax._losses import classification_loss
-from alrao_jax._routing import HeadOutputs, multi_head
+from alrao_jax._multi_head import HeadOutputs, multi_head
 
 NUM_HEADS, BATCH, FEATURES, HIDDEN, CLASSES = 5, 16, 12, 8, 3
 MANY_CLASSES = 40  # of large heads, which are handled apart

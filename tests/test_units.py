@@ -14,15 +14,9 @@ from hypothesis import strategies as st
 
 import alrao_jax.linen
 import alrao_jax.nnx
-from alrao_jax._report import describe_units
-from alrao_jax._units import (
-  UnitOptions,
-  Units,
-  flatten_with_paths,
-  head_name,
-  path_of,
-  unit_specs,
-)
+from alrao_jax._rules import Units
+from alrao_jax._tree import flatten_with_paths, head_name, path_of
+from alrao_jax._units import UnitOptions, describe_units, unit_specs
 
 
 def shapes(**leaves):

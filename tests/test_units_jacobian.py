@@ -16,7 +16,8 @@ import pytest
 from flax import nnx
 from unit_cases import CASES
 
-from alrao_jax._units import UnitOptions, flatten_with_paths, unit_specs
+from alrao_jax._tree import flatten_with_paths
+from alrao_jax._units import UnitOptions, unit_specs
 
 # Compiling takes most of the time here, so: one program a layer, hardly optimised.
 QUICK = {"xla_backend_optimization_level": 0}

@@ -20,7 +20,7 @@ from flax import nnx
 
 import alrao_jax.linen
 import alrao_jax.nnx
-from alrao_jax._paths import path_of
+from alrao_jax._tree import path_of
 
 
 @dataclass(frozen=True)

@@ -6,17 +6,158 @@ backward pass.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
-
-from ._apart import are_better_apart
-from ._closures import closure_convert
+from jax import lax
+from jax.extend.core import Jaxpr, jaxpr_as_fun, jaxprs_in_params
 
 PyTree = Any
+
+
+class Converted(NamedTuple):
+  """A function without closed-over arrays.
+
+  Attributes:
+    fn: ``fn(closed_over, *args)`` equals the given function of ``args``.
+    closed_over: the arrays, or nothing if all are constants.
+    jaxpr: the function's program.
+    outputs: shapes of what it returns.
+  """
+
+  fn: Callable[..., PyTree]
+  closed_over: list[jax.Array]
+  jaxpr: Jaxpr
+  outputs: PyTree
+
+
+def closure_convert(fn: Callable[..., PyTree], *args: PyTree) -> Converted:
+  """Makes the arrays that a function closes over an argument of it, the first.
+
+  Does as `jax.closure_convert`, whose cache would keep all those arrays alive.
+
+  Args:
+    fn: a pure function.
+    *args: arguments of the types that it will be called with.
+
+  Returns:
+    ``fn`` as it is to be called, and what is known of it.
+  """
+  closed_jaxpr, outputs = jax.make_jaxpr(fn, return_shape=True)(*args)
+  if not any(isinstance(x, jax.core.Tracer) for x in closed_jaxpr.consts):
+    # Traced anew, fn takes arguments that vary over other axes of a jax.shard_map.
+    return Converted(lambda _, *args: fn(*args), [], closed_jaxpr.jaxpr, outputs)
+  treedef = jax.tree.structure(outputs)
+
+  def converted(closed_over, *args):
+    flat_fn = jaxpr_as_fun(closed_jaxpr.replace(consts=closed_over))
+    return jax.tree.unflatten(treedef, flat_fn(*jax.tree.leaves(args)))
+
+  return Converted(converted, closed_jaxpr.consts, closed_jaxpr.jaxpr, outputs)
+
+
+def are_better_apart(
+  num_heads: int, stacked_params: PyTree, features: PyTree, heads: Converted
+) -> bool:
+  """Whether heads are large, and can be handled apart.
+
+  With one product for all heads, XLA transposes their kernels and their outputs; with
+  one for each, there are as many gradients of the features to add up. Dense heads with
+  64 to 2,048 features, 1 to 1,400 examples and 2 to 50,000 outputs, on a CPU, took,
+  apart, 0.2 to 1.2 of the time that they take together where this is true, and 0.9 to
+  50 times that elsewhere. On accelerators it was not measured.
+
+  Args:
+    num_heads: number of heads.
+    stacked_params: their parameters.
+    features: what each receives.
+    heads: all heads as a function of parameters and features, which returns outputs
+      and what else is new.
+
+  Returns:
+    True for heads that have more than twice as many numbers in parameters and outputs
+    as the features have, hold no convolution, and close over constants alone.
+  """
+  trees = (stacked_params, heads.outputs[0], features)
+  sizes = [[math.prod(jnp.shape(x)) for x in jax.tree.leaves(tree)] for tree in trees]
+  if not all(isinstance(size, int) for tree in sizes for size in tree):
+    return False  # symbolic dimensions of jax.export
+  num_params, num_outputs, num_features = map(sum, sizes)
+  large = num_params + num_outputs > 2 * num_heads * num_features
+  return large and not heads.closed_over and not _convolves(heads.jaxpr)
+
+
+def _convolves(jaxpr: Jaxpr) -> bool:
+  """Whether there is a convolution, which heads apart would make a slow grouped one."""
+  return any(
+    eqn.primitive.name == "conv_general_dilated"
+    or any(
+      _convolves(getattr(inner, "jaxpr", inner))
+      for inner in jaxprs_in_params(eqn.params)
+    )
+    for eqn in jaxpr.eqns
+  )
+
+
+def head_product(
+  lhs: jax.Array,
+  rhs: jax.Array,
+  dimension_numbers: Any,
+  precision: Any = None,
+  preferred_element_type: Any = None,
+  *,
+  out_sharding: Any = None,
+) -> jax.Array:
+  """`jax.lax.dot_general` for a dense layer whose kernels `jax.vmap` stacks.
+
+  On a CPU, XLA transposes the kernels of all heads for ``features @ kernel``, and a
+  second time, in another order, for the gradient of the features. With the kernels as
+  the left operand one transposition serves both, and it is the outputs that are
+  transposed back. This order is taken where a head has more features than the batch has
+  examples (of sequences, positions), so that its kernel is larger than its outputs, and
+  more than it has outputs itself, beyond which it was slower. (Large heads, which
+  `multi_head` handles apart, have no kernel transposed in either order.) Elsewhere, and
+  where JAX's default backend is no CPU, for which it was not measured, this is
+  `jax.lax.dot_general`. A `jax.vmap` around the model hides its axis from this count.
+
+  Args:
+    lhs: features, of shape ``(..., features)``.
+    rhs: kernel of one head, of shape ``(features, outputs)``.
+    dimension_numbers: as for `jax.lax.dot_general`, like all that follows.
+    precision: one for both operands, or the usual order is kept.
+    preferred_element_type: dtype of the result.
+    out_sharding: if given, the usual order is kept.
+
+  Returns:
+    The product, of shape ``(..., outputs)``.
+  """
+  dense = (((lhs.ndim - 1,), (0,)), ((), ()))
+  sizes = (*lhs.shape, *rhs.shape)
+  if (
+    jax.default_backend() == "cpu"
+    and rhs.ndim == 2
+    and dimension_numbers == dense
+    and out_sharding is None
+    and (precision is None or isinstance(precision, (str, lax.Precision)))
+    and all(isinstance(size, int) for size in sizes)  # jax.export knows others
+    and lhs.shape[-1] > max(math.prod(lhs.shape[:-1]), rhs.shape[-1])
+  ):
+    swapped = (((0,), (lhs.ndim - 1,)), ((), ()))
+    outputs = lax.dot_general(rhs, lhs, swapped, precision, preferred_element_type)
+    return jnp.moveaxis(outputs, 0, -1)
+  return lax.dot_general(
+    lhs,
+    rhs,
+    dimension_numbers,
+    precision,
+    preferred_element_type,
+    out_sharding=out_sharding,
+  )
 
 
 @functools.partial(

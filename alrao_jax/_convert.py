@@ -1,0 +1,627 @@
+"""One head to many, many to fewer, many to one."""
+
+import math
+import operator
+import re
+from collections.abc import Mapping, MutableMapping, Sequence
+from typing import Any
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from . import _checks
+from ._averaging import BayesState, FixedShareState, SwitchState
+from ._heads import TrackHeadsState, best_heads
+from ._rates import ScaleByUnitRatesState
+from ._tree import (
+  HEADS,
+  HEADS_REGEX,
+  find_state,
+  flatten_with_paths,
+  head_name,
+  path_of,
+  replace_state,
+)
+
+PyTree = Any
+
+
+def load_pretrained(
+  params: PyTree, pretrained: PyTree, *, keep: Sequence[str] = ()
+) -> PyTree:
+  """Copies an ordinary model's parameters; its output layer goes into all heads.
+
+  The papers start the heads as clones of one output layer, and so does fine-tuning:
+  ``<name>/kernel`` of the ordinary model is copied to each head of
+  ``<name>/alrao_heads/kernel``, everything else by its path. Trees are compared by
+  "/"-joined paths, so a linen tree may have boxes (``nn.Partitioned``) or not, and an
+  ``nnx.State`` may hold Variables or pure arrays. Random streams (a key and its
+  counter, as of ``nnx.Dropout``) stay as ``params`` has them, so that each head keeps
+  its own dropout masks.
+
+  Args:
+    params: what the model with MultiHead has: linen's ``params``, whole variables
+      (``batch_stats`` are copied likewise), an ``nnx.State``, or any pytree of arrays
+      or ``jax.ShapeDtypeStruct``.
+    pretrained: the same of the ordinary model, with the same dtypes.
+    keep: regular expressions, looked for in the paths of the ordinary model. What
+      matches stays as ``params`` has it; an output layer for other classes, say.
+
+  Returns:
+    A tree of the type, structure and sharding of ``params``. All its arrays are new,
+    those that stay as ``params`` has them too: either tree may be donated.
+
+  Raises:
+    ValueError: paths are missing or left over, shapes differ, a regular expression of
+      ``keep`` matches nothing, or what stays as ``params`` has it is a
+      ``jax.ShapeDtypeStruct``.
+    TypeError: dtypes differ, a leaf is no array, or ``keep`` is a string.
+
+  Example:
+    >>> import jax.numpy as jnp, alrao_jax
+    >>> params = {"out": {"alrao_heads": {"bias": jnp.zeros((3, 2))}}}
+    >>> pretrained = {"out": {"bias": jnp.array([1.0, 2.0])}}
+    >>> loaded = alrao_jax.load_pretrained(params, pretrained)
+    >>> loaded["out"]["alrao_heads"]["bias"].tolist()
+    [[1.0, 2.0], [1.0, 2.0], [1.0, 2.0]]
+  """
+  targets, treedef = flatten_with_paths(params)
+  sources = dict(flatten_with_paths(pretrained)[0])
+  _check_arrays("params", dict(targets))
+  _check_arrays("pretrained", sources)
+  names = [_plain(path) for path, _ in targets]
+  kept = _streams(dict(targets)) | _streams(sources)
+  kept = {_plain(path) for path in kept} | _matching(keep, {*names, *sources})
+  _check_paths(set(names) - kept, sources.keys() - kept)
+
+  leaves, abstract, shapes, dtypes = [], [], [], []
+  for name, (path, target) in zip(names, targets, strict=True):
+    if name in kept and isinstance(target, jax.ShapeDtypeStruct):
+      abstract.append(path)
+      continue
+    source = target if name in kept else sources[name]
+    headed = name != path and name not in kept
+    shape = target.shape[1:] if headed else target.shape
+    if source.shape != shape:
+      shapes.append(f"{name}: {source.shape} for {shape}")
+    elif source.dtype != target.dtype:
+      dtypes.append(f"{name}: {source.dtype} for {target.dtype}")
+    else:
+      leaves.append(_copy(source, target))
+  if abstract:
+    raise ValueError(
+      "load_pretrained() needs values for what stays as params has it (keep=... and "
+      f"random streams), got jax.ShapeDtypeStruct for {_listed(abstract)}. Initialise "
+      "the model first and give what it has, not the result of eval_shape."
+    )
+  if shapes:
+    raise ValueError(
+      f"load_pretrained() needs equal shapes, got {_listed(shapes)}. An output layer "
+      "for other classes starts afresh with keep=('^<its name>/',)."
+    )
+  if dtypes:
+    raise TypeError(
+      f"load_pretrained() needs equal dtypes, got {_listed(dtypes)}. Cast pretrained "
+      "first, as with jax.tree.map(lambda x: x.astype(dtype), pretrained)."
+    )
+  return jax.tree.unflatten(treedef, leaves)
+
+
+def _check_arrays(argument: str, leaves: dict[str, Any]) -> None:
+  wrong = [
+    f"{path}: {type(leaf).__name__}"
+    for path, leaf in leaves.items()
+    if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype"))
+    or (argument == "pretrained" and isinstance(leaf, jax.ShapeDtypeStruct))
+  ]
+  if wrong:
+    raise TypeError(
+      f"load_pretrained({argument}=...) must have arrays for leaves, got "
+      f"{_listed(wrong)}. Write jnp.asarray(leaf, dtype), or leave it out of the tree."
+    )
+
+
+def _plain(path: str) -> str:
+  """The path that a leaf has in a model without MultiHead."""
+  return "/".join(part for part in path.split("/") if part != HEADS)
+
+
+def _streams(leaves: dict[str, Any]) -> set[str]:
+  """Paths of random keys and of their counters."""
+  keys = {
+    path
+    for path, leaf in leaves.items()
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+  }
+  return keys | {path.removesuffix("key") + "count" for path in keys} & leaves.keys()
+
+
+def _matching(keep: Sequence[str], names: set[str]) -> set[str]:
+  if isinstance(keep, str):
+    raise TypeError(f"load_pretrained(keep=...) must be a sequence, got {keep!r}.")
+  matches = {
+    pattern: {name for name in names if re.search(pattern, name)} for pattern in keep
+  }
+  for pattern, found in matches.items():
+    if not found:
+      raise ValueError(
+        f"load_pretrained(keep=...) must match some path, got {pattern!r}."
+      )
+  return set().union(*matches.values())
+
+
+def _check_paths(wanted: set[str], given: set[str]) -> None:
+  if wanted != given:
+    raise ValueError(
+      "load_pretrained() needs the same paths in both trees, but for alrao_heads. "
+      f"Missing in pretrained: {_listed(wanted - given)}. Not in params: "
+      f"{_listed(given - wanted)}. Name the MultiHead as the plain model names its "
+      "output layer; keep=(...) lists what shall stay as it is."
+    )
+
+
+def _listed(items: Any, limit: int = 12) -> str:
+  items = sorted(items)
+  more = f" and {len(items) - limit} more" if len(items) > limit else ""
+  return (", ".join(items[:limit]) or "none") + more
+
+
+def _copy(source: Any, target: Any) -> jax.Array:
+  """A new array with the source's value and the target's shape and sharding."""
+  value = jnp.array(source)  # a copy, so that either tree may be donated
+  if value.ndim < len(target.shape):
+    value = jnp.repeat(value[None], target.shape[0], axis=0)
+  concrete = isinstance(target, jax.Array) and not isinstance(target, jax.core.Tracer)
+  if isinstance(target, jax.ShapeDtypeStruct) or (concrete and target.committed):
+    return jax.device_put(value, target.sharding)
+  return value
+
+
+def collapse(
+  optimizer: optax.GradientTransformation,
+  params: Any,
+  opt_state: Any,
+  keep: int | Sequence[int] = 1,
+  *,
+  heads: str = HEADS_REGEX,
+) -> tuple[Any, Any]:
+  """Keeps the best heads of the parameters and of the optimizer's state.
+
+  Training then goes on with the same model, the same optimizer and the same training
+  step, which compiles once more, and costs what the kept heads cost. A kept head goes
+  on as it was: its parameters, momenta and averages and the quantile of its learning
+  rate stay to the last bit. The posterior is renormalised over the kept heads. The body
+  changes in nothing: its arrays are those of the arguments, not copies, so a step that
+  donates the new state's buffers ends the old state's too. With all heads kept,
+  everything is returned as it is.
+
+  Several MultiHeads keep the same heads, since one ladder of rates serves them all: by
+  default those that are best in the product of their posteriors.
+
+  A head's other state (batch statistics, random streams) is sliced by
+  :func:`take_heads`. ``alrao_jax.linen.collapse`` does it all for a ``TrainState``, and
+  ``alrao_jax.nnx.collapse`` for a model with its ``nnx.Optimizer``.
+
+  Args:
+    optimizer: The optimizer. Its ``init`` tells which axes of its state are the
+      heads', and runs on shapes only.
+    params: The parameters, as the optimizer is given them.
+    opt_state: The optimizer's state.
+    keep: How many heads, the best by the posterior; or the indices of the heads to
+      keep, in any order: the heads stay sorted, slowest first. Inside ``jax.jit``,
+      where the posterior is not yet known, only indices.
+    heads: Regular expression for the paths of the heads' parameters, as the optimizer
+      was given it.
+
+  Returns:
+    The new ``params`` and ``opt_state``, boxes kept (``nn.Partitioned``,
+    ``nnx.Variable``).
+
+  Raises:
+    ValueError: ``params`` has no heads, or fewer than ``keep``; indices repeat or are
+      out of range; ``opt_state`` is not the optimizer's for these ``params``; a
+      transformation's state mixes the heads, so that none can be taken out.
+    TypeError: ``keep`` is neither a number nor indices, or is traced.
+
+  Example:
+    >>> import alrao_jax as alrao, jax, jax.numpy as jnp
+    >>> params = {"out": {"alrao_heads": {"kernel": jnp.ones((10, 3, 2))}}}
+    >>> optimizer = alrao.alrao(jax.random.key(0))
+    >>> opt_state = optimizer.init(params)
+    >>> params, opt_state = alrao.collapse(optimizer, params, opt_state, keep=1)
+    >>> params["out"]["alrao_heads"]["kernel"].shape
+    (1, 3, 2)
+  """
+  kept = kept_heads(keep, params, opt_state, heads)
+  num_heads = _count_heads(params, heads)
+  leaves, treedef = jax.tree_util.tree_flatten_with_path(opt_state)
+  fresh = fresh_shapes(optimizer, params, num_heads, heads)
+  _check_state(optimizer, params, leaves, fresh, opt_state)
+  if kept == tuple(range(num_heads)):
+    return params, opt_state
+  # The heads' axis is the one that grows with their number.
+  more = fresh_shapes(optimizer, params, num_heads + 1, heads)
+  sliced = [
+    _take(leaf, _heads_axis(path_of(path), *shapes), kept, num_heads)
+    for (path, leaf), *shapes in zip(leaves, fresh, more, strict=True)
+  ]
+  params = take_heads(params, kept, heads=heads)
+  expected = fresh_shapes(optimizer, params, len(kept), heads)
+  for (path, _), leaf, shape in zip(leaves, sliced, expected, strict=True):
+    if jnp.shape(leaf) != shape:
+      raise _mixed(path_of(path), jnp.shape(leaf), shape)
+  opt_state = jax.tree.unflatten(treedef, sliced)
+  opt_state = replace_state(opt_state, TrackHeadsState, _renormalised)
+  prints = iter(_fingerprints(optimizer, params))
+  return params, replace_state(
+    opt_state,
+    ScaleByUnitRatesState,
+    lambda state: state._replace(fingerprint=next(prints)),
+  )
+
+
+def take_heads(tree: Any, kept: Sequence[int], *, heads: str = HEADS_REGEX) -> Any:
+  """Returns a tree with only the given heads: of batch statistics, of averages.
+
+  Args:
+    tree: Any tree in which the heads' arrays lie below their key, ``alrao_heads``,
+      with the heads on axis 0.
+    kept: Indices of the heads, in any order: the heads stay sorted.
+    heads: Regular expression for the paths of the heads' arrays.
+
+  Returns:
+    The tree, boxes kept; all that belongs to no head as it was.
+
+  Raises:
+    ValueError: Indices repeat, or an array has not that many heads.
+    TypeError: The indices are no integers, or are traced.
+
+  Example:
+    >>> import alrao_jax as alrao, jax.numpy as jnp
+    >>> batch_stats = {"out": {"alrao_heads": {"mean": jnp.arange(3.0)}}}
+    >>> alrao.take_heads(batch_stats, (2, 0))["out"]["alrao_heads"]["mean"].tolist()
+    [0.0, 2.0]
+  """
+  call = "take_heads()"
+
+  def take(path, leaf):
+    name = path_of(path)
+    if head_name(name, heads) is None:
+      return leaf
+    if not jnp.ndim(leaf):
+      raise ValueError(f"{call} needs the heads on axis 0, got a scalar at {name!r}.")
+    num_heads = jnp.shape(leaf)[0]
+    return _take(leaf, 0, _indices(call, "kept", kept, num_heads), num_heads)
+
+  return jax.tree_util.tree_map_with_path(take, tree)
+
+
+def kept_heads(
+  keep: int | Sequence[int], params: Any, opt_state: Any, heads: str
+) -> tuple[int, ...]:
+  """The indices of the heads that ``keep`` means; arguments as of :func:`collapse`."""
+  num_heads = _count_heads(params, heads)
+  if np.ndim(keep):
+    return _indices("collapse()", "keep", keep, num_heads)
+  _checks.check_count("collapse()", "keep", keep)
+  count = operator.index(keep)  # pyright: ignore[reportArgumentType]: checked
+  if count > num_heads:
+    raise ValueError(
+      f"collapse(keep=...) must be at most num_heads = {num_heads}, got {keep}."
+    )
+  return best_heads(opt_state, count)
+
+
+def _count_heads(params, heads):
+  found = {
+    path: jnp.shape(leaf)[0] if jnp.ndim(leaf) else 0
+    for path, leaf in flatten_with_paths(params)[0]
+    if head_name(path, heads) is not None
+  }
+  if len(set(found.values())) != 1:
+    raise ValueError(
+      f"collapse(params=...) must have heads, all of one number, got {found or 'none'}"
+      f" below {heads!r}."
+    )
+  return next(iter(found.values()))
+
+
+def _indices(call, argument, given, num_heads):
+  where = f"{call.removesuffix('()')}({argument}=...)"
+  try:
+    kept = tuple(operator.index(index) for index in given)
+  except TypeError:  # jax.errors.TracerIntegerConversionError is one
+    raise TypeError(
+      f"{where} must be the indices of heads, known before tracing, got {given!r}."
+    ) from None
+  if not kept or len(set(kept)) < len(kept) or not set(kept) <= set(range(num_heads)):
+    raise ValueError(
+      f"{where} must be different indices from 0 to {num_heads - 1}, got {kept}."
+    )
+  return tuple(sorted(kept))  # the ladder of rates ascends
+
+
+def fresh_shapes(optimizer, params, num_heads, heads):
+  """The shapes of a fresh state's leaves if there were ``num_heads`` heads."""
+
+  def shape(path, leaf):
+    is_head = head_name(path_of(path), heads) is not None
+    shape = (num_heads, *leaf.shape[1:]) if is_head else leaf.shape
+    return jax.ShapeDtypeStruct(shape, leaf.dtype)
+
+  shapes = jax.tree_util.tree_map_with_path(shape, params)
+  return [x.shape for x in jax.tree.leaves(jax.eval_shape(optimizer.init, shapes))]
+
+
+def _fingerprints(optimizer, params):
+  """The fingerprints in a fresh state; all else of it is dead code."""
+
+  def read():
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), params)
+    return [state.fingerprint for state in _rate_states(optimizer.init(zeros))]
+
+  return jax.jit(read)()
+
+
+def _rate_states(opt_state):
+  is_rates = lambda node: isinstance(node, ScaleByUnitRatesState)  # noqa: E731
+  return filter(is_rates, jax.tree.leaves(opt_state, is_leaf=is_rates))
+
+
+def _check_state(optimizer, params, leaves, fresh, opt_state):
+  rule = "collapse(opt_state=...) must be the optimizer's state for these params, "
+  write = "Pass the optimizer, the parameters and the state of one training step."
+  if len(leaves) != len(fresh):
+    raise ValueError(f"{rule}which has {len(fresh)} arrays, got {len(leaves)}. {write}")
+  for (path, leaf), shape in zip(leaves, fresh, strict=True):
+    if jnp.shape(leaf) != shape:
+      raise ValueError(
+        f"{rule}got {path_of(path)!r} of shape {jnp.shape(leaf)} instead of {shape}. "
+        f"{write}"
+      )
+  held = jax.tree.leaves([state.fingerprint for state in _rate_states(opt_state)])
+  for old, new in zip(held, _fingerprints(optimizer, params), strict=True):
+    if _checks.is_concrete(old) and _checks.is_concrete(new) and int(old) != int(new):
+      raise ValueError(f"{rule}got one for parameters of other names. {write}")
+
+
+def _heads_axis(name, shape, more):
+  """The axis along which the heads stand first, None if there is none."""
+  if shape == more:
+    return None
+  axes = [
+    i for i, sizes in enumerate(zip(shape, more, strict=False)) if len(set(sizes)) > 1
+  ]
+  if len(shape) != len(more) or len(axes) != 1 or more[axes[0]] != shape[axes[0]] + 1:
+    raise _mixed(name, shape, more)
+  return axes[0]
+
+
+def _take(leaf, axis, kept, num_heads):
+  if axis is None:
+    return leaf
+  # The vector of rates has those of all other units behind the heads'.
+  index = np.asarray((*kept, *range(num_heads, jnp.shape(leaf)[axis])))
+  return leaf[(slice(None),) * axis + (index,)]
+
+
+def _mixed(name, shape, other):
+  return ValueError(
+    "collapse() can't take single heads out of a state that mixes them, got "
+    f"{name!r} of shape {shape}, which is {other} for another number of heads. Put "
+    "the transformation into alrao_jax.per_head(...)."
+  )
+
+
+def _renormalised(state):
+  """Scales the weights of the kept heads so that they sum to one."""
+  if isinstance(state.log_weights, Mapping):
+    each = {
+      name: _renormalised(TrackHeadsState(state.log_weights[name], averaging))
+      for name, averaging in state.averaging.items()
+    }
+    return TrackHeadsState(
+      {name: one.log_weights for name, one in each.items()},
+      {name: one.averaging for name, one in each.items()},
+    )
+  averaging = state.averaging
+  if isinstance(averaging, SwitchState):
+    # Without any weight, all is in beta: so it is where nothing switches (theta 0).
+    empty = jnp.full_like(averaging.alpha, -jnp.inf)
+    alpha, beta = _log_normalised(
+      jnp.stack([averaging.alpha, averaging.beta]),
+      jnp.stack([empty, _uniform(averaging.beta)]),
+    )
+    averaging = averaging._replace(alpha=alpha, beta=beta)
+  elif isinstance(averaging, (BayesState, FixedShareState)):
+    weights = averaging.log_weights
+    averaging = averaging._replace(log_weights=_log_normalised(weights))
+  return TrackHeadsState(_log_normalised(state.log_weights), averaging)
+
+
+def _log_normalised(log_weights, otherwise=None):
+  """Log-weights that sum to one, equal ones if the kept heads had no weight at all."""
+  total = jax.nn.logsumexp(log_weights)
+  otherwise = _uniform(log_weights) if otherwise is None else otherwise
+  return jnp.where(jnp.isfinite(total), log_weights - total, otherwise)
+
+
+def _uniform(log_weights):
+  return jnp.full_like(log_weights, -math.log(log_weights.size))
+
+
+def export(
+  params: Any,
+  opt_state: Any = None,
+  *,
+  head: int | Mapping[str, int] | None = None,
+  heads: str = HEADS_REGEX,
+) -> Any:
+  """Returns what the same model has with an ordinary output layer in MultiHead's place.
+
+  Of each MultiHead, the best head by the posterior: ``<name>/alrao_heads/kernel[j]``
+  becomes ``<name>/kernel``, to the last bit, and everything else stays. So the model
+  without MultiHead loads it, serves it, and needs nothing of this library. The inverse
+  of :func:`load_pretrained`.
+
+  Args:
+    params: Linen's ``params``, whole variables (``batch_stats`` too), an ``nnx.State``,
+      or any tree in which the heads lie below the key ``alrao_heads``.
+    opt_state: The optimizer's state, whose posterior chooses. May be left out where
+      there is one head, after :func:`collapse`.
+    head: Which head to take instead, for several MultiHeads also a mapping by name.
+    heads: Regular expression for the paths of the heads' arrays. Where they do not lie
+      below ``alrao_heads``, all paths stay.
+
+  Returns:
+    A tree like ``params``. Boxes are kept (``nn.Partitioned``, ``nnx.Variable``), their
+    names of axes without the heads' axis.
+
+  Raises:
+    ValueError: ``params`` has no heads, or several and neither ``opt_state`` nor
+      ``head`` chooses; ``opt_state`` has a posterior over another number of heads;
+      ``head`` is out of range; a MultiHead has a parameter that goes by the name of a
+      head's.
+    TypeError: Both ``opt_state`` and ``head`` are given, or ``head`` is no integer.
+
+  Example:
+    >>> import alrao_jax as alrao, jax.numpy as jnp
+    >>> params = {"out": {"alrao_heads": {"bias": jnp.array([[1.0], [2.0], [3.0]])}}}
+    >>> alrao.export(params, head=2)
+    {'out': {'bias': Array([3.], dtype=float32)}}
+  """
+  pick = chosen_heads("export()", params, opt_state, head, heads)
+
+  def visit(path, leaf):
+    layer = head_name(path_of(path), heads)
+    return leaf if layer is None else one_head(leaf, pick[layer])
+
+  single = jax.tree_util.tree_map_with_path(visit, params, is_leaf=_is_box)
+  return jax.tree.map(_splice, single, is_leaf=_holds_heads)
+
+
+def chosen_heads(
+  call: str, params: Any, opt_state: Any, head: Any, heads: str
+) -> dict[str, Any]:
+  """Which head to take of each MultiHead, by the MultiHead's path.
+
+  Args:
+    call: The call that errors name.
+    params: As for :func:`export`, also the rest.
+    opt_state: See there.
+    head: See there.
+    heads: See there.
+
+  Returns:
+    Indices: Python integers, or scalars where the posterior chooses.
+  """
+  layers: dict[str, int] = {}
+  for path, leaf in flatten_with_paths(params)[0]:
+    if (layer := head_name(path, heads)) is not None:
+      num_heads = jnp.shape(leaf)[0] if jnp.ndim(leaf) else 0
+      if layers.setdefault(layer, num_heads) != num_heads or not num_heads:
+        raise ValueError(
+          f"{call} needs one number of heads in a layer, on axis 0 of its arrays, got "
+          f"{path!r} of shape {jnp.shape(leaf)}."
+        )
+  if not layers:
+    raise ValueError(f"{call} needs heads, got no path that matches {heads!r}.")
+  if opt_state is not None and head is not None:
+    raise TypeError(f"{call} takes either opt_state or head, got both.")
+  if head is not None:
+    return {name: _given(call, head, name, n) for name, n in layers.items()}
+  if opt_state is not None:
+    found = find_state(opt_state, TrackHeadsState, "track_heads").log_weights
+    return {name: _best(call, found, name, n) for name, n in layers.items()}
+  if set(layers.values()) != {1}:
+    raise ValueError(
+      f"{call} must know which head to take of {layers}. Pass the optimizer's state, "
+      "whose posterior chooses, or head=0 for the first."
+    )
+  return dict.fromkeys(layers, 0)
+
+
+def one_head(leaf: Any, index: Any) -> Any:
+  """Entry ``index`` of axis 0, in the same box if there is one."""
+  if not _is_box(leaf):
+    return leaf[index]
+  (array,), treedef = jax.tree.flatten(leaf)
+  box = jax.tree.unflatten(treedef, [array[index]])
+  if hasattr(box, "get_metadata"):  # nnx.Variable
+    box = box.copy()
+    if box.get_metadata().get("out_sharding"):
+      box.set_metadata(out_sharding=tuple(box.get_metadata()["out_sharding"])[1:])
+  elif hasattr(box, "names"):  # linen's Partitioned
+    box = box.replace(names=tuple(box.names)[1:])
+  return box
+
+
+def _given(call, head, name, num_heads):
+  if isinstance(head, Mapping):
+    head = head[_match(call, name, head)]
+  where = f"{call.removesuffix('()')}(head=...)"
+  try:
+    index = None if isinstance(head, (bool, np.bool_)) else operator.index(head)
+  except TypeError:  # jax.errors.TracerIntegerConversionError is one
+    index = None
+  if index is None:
+    raise TypeError(
+      f"{where} must be an integer, known before tracing, got {head!r} of type "
+      f"{type(head).__name__}. Write head=0 for the first."
+    )
+  if not 0 <= index < num_heads:
+    raise ValueError(f"{where} must be from 0 to {num_heads - 1}, got {index}.")
+  return index
+
+
+def _best(call, log_weights, name, num_heads):
+  if isinstance(log_weights, Mapping):
+    log_weights = log_weights[_match(call, name, log_weights)]
+  if log_weights.shape != (num_heads,):
+    raise ValueError(
+      f"{call[:-1]}opt_state=...) must have a posterior over the {num_heads} heads of "
+      f"{name!r}, got one over {log_weights.size}. Pass the state that belongs to "
+      "these parameters; after collapse(...), that which it returned."
+    )
+  return jnp.argmax(log_weights)
+
+
+def _match(call, layer, names):
+  fits = [name for name in names if layer == name or layer.endswith("/" + name)]
+  if len(fits) != 1:
+    raise ValueError(
+      f"{call} must find each MultiHead under one name, got {tuple(names)}, of which "
+      f"{fits} name {layer!r}."
+    )
+  return fits[0]
+
+
+def _is_box(node):
+  # The boxes of Flax know how to drop an axis; no array does.
+  return hasattr(node, "remove_axis")
+
+
+def _holds_heads(node):
+  return isinstance(node, Mapping) and HEADS in node
+
+
+def _splice(node):
+  if not _holds_heads(node):
+    return node
+  inner = {name: node[HEADS][name] for name in node[HEADS]}
+  outer = {name: node[name] for name in node if name != HEADS}
+  if both := inner.keys() & outer.keys():
+    raise ValueError(
+      f"export() got the names {sorted(map(str, both))} both in a head and beside its "
+      f"MultiHead's {HEADS!r}. Rename what stands beside it."
+    )
+  if not isinstance(node, MutableMapping):
+    return type(node)({**outer, **inner})
+  # An nnx.State takes States into itself by item assignment only.
+  make: Any = type(node)
+  merged = make({})
+  merged.update({**outer, **inner})
+  return merged

@@ -1,0 +1,450 @@
+"""MultiHead and its helpers for flax.nnx."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.errors import TraceContextError
+
+from . import _convert
+from ._checks import check_count
+from ._multi_head import HeadOutputs, head_product, multi_head
+from ._predict import Output, predict_from
+from ._rules import Known, Override, einsum_kernel, overrides_from
+from ._tree import HEADS_REGEX
+
+PyTree = Any
+
+
+class MultiHead(nnx.Module):
+  """``num_heads`` copies of an output layer, evaluated on the same features.
+
+  Stands where the layer that ends a model stood: ``self.out = MultiHead(lambda rngs:
+  nnx.Linear(64, 10, rngs=rngs), rngs=rngs)`` for ``self.out = nnx.Linear(64, 10,
+  rngs=rngs)``. Calling it returns `HeadOutputs` for this package's losses and
+  predictions. Each copy has its own initial draw, its own state (batch statistics) and
+  its own random streams (dropout masks). What head ``j`` draws depends on ``j``, not on
+  how many heads there are.
+
+  The attribute ``alrao_heads`` is one such layer, whose Variables have the heads on
+  axis 0: ``out/alrao_heads/kernel[j]`` for ``out/kernel``. So a MultiHead in the plain
+  layer's place is what `load_pretrained` expects. State is updated in place, and
+  ``train()``, ``eval()`` and ``nnx.view`` reach the layer.
+
+  Large heads, as those of many classes, are handled apart; see `multi_head`. On a CPU,
+  a plain ``nnx.Linear`` with more features than examples and outputs is multiplied
+  kernel first, which saves heads that are not large a transposition in training; one
+  with a ``dot_general`` of its own, or within another module, is not. Both may change
+  last bits.
+
+  Limits: of a head, only ``nnx.Param`` is trained. A MultiHead stands outside
+  ``nnx.scan`` and ``nnx.vmap``, which is not detected: around it they put their own
+  axis on axis 0, where the heads' was, and the optimizer would read the number of heads
+  from that. For several models at once, apply ``jax.vmap`` to the whole initialization
+  and the whole training step. Derivatives are those of reverse mode (``jax.grad``,
+  ``jax.vjp``); forward mode (``jax.jvp``, ``jax.jacfwd``) is not available.
+
+  Args:
+    make_head: makes one head from its own ``nnx.Rngs``.
+    num_heads: number of copies, at least 1.
+    rngs: random streams; each is split into one stream a head.
+    head_axis: name of the mesh axis that the heads are sharded over; goes first into
+      the sharding of Variables that have one. None: not sharded.
+
+  Raises:
+    TypeError: ``make_head`` is no function that returns an ``nnx.Module``, or belongs
+      to an embedding (a tied output layer); ``num_heads`` is no integer; ``rngs`` is
+      no ``nnx.Rngs``.
+    ValueError: ``num_heads`` is below 1, or the head has no ``nnx.Param``.
+
+  Example:
+    >>> import jax.numpy as jnp, alrao_jax.nnx
+    >>> from flax import nnx
+    >>> layer = alrao_jax.nnx.MultiHead(
+    ...     lambda rngs: nnx.Linear(4, 3, rngs=rngs), num_heads=10, rngs=nnx.Rngs(0))
+    >>> layer.alrao_heads.kernel.shape
+    (10, 4, 3)
+    >>> layer(jnp.ones((5, 4))).shared.shape
+    (10, 5, 3)
+
+  Reference:
+    Blier, Wolinski, Ollivier, *Learning with Random Learning Rates*, arXiv
+    1810.01322, Algorithm 1.
+  """
+
+  def __init__(
+    self,
+    make_head: Callable[[nnx.Rngs], nnx.Module],
+    num_heads: int = 10,
+    *,
+    rngs: nnx.Rngs,
+    head_axis: str | None = None,
+  ):
+    check_count("MultiHead()", "num_heads", num_heads)
+    _check_factory(make_head)
+    self.num_heads = num_heads
+
+    def make(keys):
+      head = make_head(nnx.Rngs(**keys))
+      _check_head(head)
+      return head
+
+    make = nnx.vmap(make, transform_metadata={nnx.PARTITION_NAME: head_axis})
+    self.alrao_heads = make(_split(rngs, num_heads))
+
+  def __call__(
+    self, features: PyTree, *args: Any, rngs: nnx.Rngs | None = None, **kwargs: Any
+  ) -> HeadOutputs:
+    """Evaluates every head.
+
+    Args:
+      features: what the body gives to the output layer, any pytree of arrays.
+      *args: passed on to each head.
+      rngs: passed on to each head, which gets its own part; by default none.
+      **kwargs: passed on to each head.
+
+    Returns:
+      What the wrapped layer returns, with a leading axis ``num_heads``.
+    """
+    graphdef, params, state = nnx.split(self.alrao_heads, nnx.Param, ...)
+    # Not self.num_heads: params may come from a collapsed model's state.
+    num_heads = jax.tree.leaves(params)[0].shape[0]
+    keys = {} if rngs is None else _split(rngs, num_heads)
+
+    def apply(params, features, aux):
+      state, keys = aux
+      head = nnx.merge(graphdef, params, state, copy=True)
+      if type(head) is nnx.Linear and head.dot_general is jax.lax.dot_general:
+        head.dot_general = head_product
+      before = {path: jax.tree.leaves(x) for path, x in _state(head)}
+      own = {"rngs": nnx.Rngs(**keys)} if keys else {}
+      outputs = head(features, *args, **own, **kwargs)
+      assigned = [
+        (path, x)
+        for path, x in _state(head)
+        if [*map(id, jax.tree.leaves(x))] != [*map(id, before.get(path, []))]
+      ]
+      return outputs, nnx.from_flat_state(assigned)
+
+    outputs, state = multi_head(
+      apply, params, features, aux=(state, keys), has_aux=True
+    )
+    if jax.tree.leaves(state):
+      # What no head assigned is left alone: inside jax.jit, a model from outside may
+      # not be written to, and need not be in evaluation.
+      nnx.update(self.alrao_heads, state)
+    return outputs
+
+
+def _state(head: nnx.Module) -> list[tuple[Any, Any]]:
+  """Paths and values of what is not trained."""
+  return list(nnx.to_flat_state(nnx.state(head, nnx.Not(nnx.Param))))
+
+
+def _split(rngs: nnx.Rngs, num_heads: int) -> dict[str, jax.Array]:
+  """One key a head from every stream, each independent of ``num_heads``."""
+  if not isinstance(rngs, nnx.Rngs):
+    raise TypeError(
+      f"MultiHead(rngs=...) must be an nnx.Rngs, got {type(rngs).__name__}. Write "
+      "rngs=nnx.Rngs(0), or the rngs of the model around it."
+    )
+  heads = jnp.arange(num_heads, dtype=jnp.uint32)
+  fold_in = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
+  return {name: fold_in(stream(), heads) for name, stream in rngs.items()}
+
+
+def _check_factory(make_head: Any) -> None:
+  owner = getattr(make_head, "__self__", None)
+  if isinstance(owner, nnx.Embed):
+    raise TypeError(f"{_RULE}{type(owner).__name__}.{make_head.__name__}{_TIED}")
+  if isinstance(make_head, nnx.Module) or not callable(make_head):
+    raise TypeError(
+      f"{_RULE}{type(make_head).__name__}. Write MultiHead(lambda rngs: "
+      "nnx.Linear(64, 10, rngs=rngs), rngs=rngs)."
+    )
+
+
+def _check_head(head: Any) -> None:
+  if not isinstance(head, nnx.Module):
+    raise TypeError(f"{_RULE}a function to {type(head).__name__}.")
+  name = type(head).__name__
+  variables = [
+    node for _, node in nnx.iter_graph(head) if isinstance(node, nnx.Variable)
+  ]
+  try:
+    for variable in variables:
+      variable.set_value(variable.get_value())
+  except TraceContextError:  # made before this function was called
+    raise TypeError(
+      f"{_RULE}one to {name} with parameters from outside{_TIED}"
+    ) from None
+  if isinstance(head, nnx.Embed):
+    raise TypeError(f"{_RULE}one to {name}{_TIED}")
+  if not any(isinstance(variable, nnx.Param) for variable in variables):
+    raise ValueError(
+      f"MultiHead(make_head=...) must make a layer with parameters, got {name} without "
+      "any nnx.Param."
+    )
+
+
+_RULE = (
+  "MultiHead(make_head=...) must be a function from nnx.Rngs to a new module, got "
+)
+
+
+_TIED = (
+  ", as for an output layer tied to the embedding. The heads have one learning rate "
+  "each, so one matrix can't be all of them. Write MultiHead(lambda rngs: nnx.Linear("
+  "features, vocabulary_size, use_bias=False, rngs=rngs), rngs=rngs); or give each "
+  "head a projection of its own and what they share as an argument, "
+  "self.out(features, self.embed.embedding[...])."
+)
+
+
+def predict(
+  model: nnx.Module,
+  log_weights: PyTree,
+  *args: Any,
+  output: Output | Mapping[str, Output] = "log_probs",
+  **kwargs: Any,
+) -> PyTree:
+  """Calls a model and returns the mixture's prediction: one call for serving.
+
+  ``predict(model, log_weights, images)`` is what ``model(images)`` returns, with the
+  mixture's prediction in place of every `HeadOutputs`. The model runs as after
+  ``model.eval()`` and is not changed. All this needs beside the model are ``num_heads``
+  numbers, no optimizer. To compile it: ``nnx.jit(predict)``, or ``jax.jit`` of a
+  function that has the model from outside.
+
+  Args:
+    model: a module that returns `HeadOutputs`, or a container with one or several.
+    log_weights: shape ``(num_heads,)``, from ``alrao_jax.log_weights(opt_state)``.
+      For a model that returns several `HeadOutputs`, say in a dict, a mapping from the
+      "/"-joined path of each in the result to its weights.
+    *args: the model's inputs.
+    output: ``"log_probs"`` (`mixture_log_probs`), ``"mean"`` (`mixture_mean`), a
+      function ``(heads, log_weights) -> prediction``, or a mapping by path to these.
+    **kwargs: passed on to the model.
+
+  Returns:
+    What the model returns, with predictions: log-probabilities ``(..., num_classes)``
+    by default.
+
+  Raises:
+    ValueError: the model returns no `HeadOutputs`, or others than ``log_weights`` has.
+
+  Example:
+    >>> import jax.numpy as jnp, alrao_jax.nnx
+    >>> from flax import nnx
+    >>> model = alrao_jax.nnx.MultiHead(
+    ...     lambda rngs: nnx.Linear(4, 3, rngs=rngs), num_heads=2, rngs=nnx.Rngs(0))
+    >>> log_weights = jnp.log(jnp.array([0.9, 0.1]))
+    >>> alrao_jax.nnx.predict(model, log_weights, jnp.ones((5, 4))).shape
+    (5, 3)
+  """
+  model = nnx.view(
+    model, deterministic=True, use_running_average=True, raise_if_not_found=False
+  )
+  model = nnx.clone(model)  # a view's Variables are the model's own
+  return predict_from(model(*args, **kwargs), log_weights, output)
+
+
+def collapse(
+  model: nnx.Module, optimizer: nnx.Optimizer, keep: int | Sequence[int] = 1
+) -> None:
+  """Keeps the best heads of a model and of its optimizer, in place.
+
+  What ``alrao_jax.collapse`` does, for all that the model's heads hold: parameters,
+  batch statistics, random streams. Compiled functions compile once more. Call it
+  between steps, outside of ``nnx.jit``.
+
+  Args:
+    model: A model with one or several MultiHeads.
+    optimizer: The ``nnx.Optimizer`` that trains it.
+    keep: How many heads, the best by the posterior; or their indices.
+
+  Raises:
+    ValueError: As ``alrao_jax.collapse``.
+    TypeError: As ``alrao_jax.collapse``.
+
+  Example:
+    >>> import alrao_jax as alrao, alrao_jax.nnx, jax
+    >>> from flax import nnx
+    >>> model = alrao.nnx.MultiHead(
+    ...     lambda rngs: nnx.Linear(4, 3, rngs=rngs), num_heads=10, rngs=nnx.Rngs(0))
+    >>> optimizer = nnx.Optimizer(model, alrao.alrao(jax.random.key(0)), wrt=nnx.Param)
+    >>> alrao.nnx.collapse(model, optimizer, keep=2)
+    >>> model.num_heads, model.alrao_heads.kernel.shape
+    (2, (2, 4, 3))
+  """
+  params = nnx.state(model, optimizer.wrt)
+  kept = _convert.kept_heads(keep, params, optimizer.opt_state, HEADS_REGEX)
+  _, opt_state = _convert.collapse(optimizer.tx, params, optimizer.opt_state, kept)
+  # The optimizer's state first: it alone can be refused.
+  is_variable = lambda node: isinstance(node, nnx.Variable)  # noqa: E731
+  held = jax.tree.leaves(optimizer.opt_state, is_leaf=is_variable)
+  new = jax.tree.leaves(opt_state, is_leaf=is_variable)
+  for variable, value in zip(held, new, strict=True):
+    variable.set_value(value.get_value())
+  nnx.update(model, _convert.take_heads(nnx.state(model), kept))
+  for _, module in nnx.iter_modules(model):
+    if isinstance(module, MultiHead):
+      module.num_heads = len(kept)
+
+
+def export(
+  model: nnx.Module,
+  opt_state: Any = None,
+  *,
+  head: int | Mapping[str, int] | None = None,
+) -> Any:
+  """Returns a copy of a model with an ordinary output layer in each MultiHead's place.
+
+  The layer is the best head by the posterior, as if it had been made so: the copy
+  serves like any model of Flax. (For a model of another program, ``alrao_jax.export(
+  nnx.state(model), opt_state)`` is the state that ``nnx.update(plain_model, ...)``
+  takes.)
+
+  Args:
+    model: A model with one or several MultiHeads; a MultiHead itself will do.
+    opt_state: ``optimizer.opt_state``, whose posterior chooses. May be left out where
+      there is one head.
+    head: Which head to take instead, for several MultiHeads also a mapping by name.
+
+  Returns:
+    The copy; ``model`` is not changed.
+
+  Raises:
+    ValueError: As ``alrao_jax.export``; a MultiHead lies in a container of another kind
+      than modules, lists, dicts and tuples.
+    TypeError: As ``alrao_jax.export``.
+
+  Example:
+    >>> import alrao_jax.nnx
+    >>> from flax import nnx
+    >>> layer = alrao_jax.nnx.MultiHead(
+    ...     lambda rngs: nnx.Linear(4, 3, rngs=rngs), num_heads=10, rngs=nnx.Rngs(0))
+    >>> model = nnx.Sequential(nnx.Linear(5, 4, rngs=nnx.Rngs(0)), layer)
+    >>> alrao_jax.nnx.export(model, head=7).layers[1].kernel.shape
+    (4, 3)
+  """
+  chosen = _convert.chosen_heads(
+    "export()", nnx.state(model), opt_state, head, HEADS_REGEX
+  )
+  model = nnx.clone(model)
+  # By identity: a MultiHead may stand in several places.
+  singles = {
+    id(module): _single(module, chosen["/".join(map(str, path))])
+    for path, module in nnx.iter_modules(model)
+    if isinstance(module, MultiHead)
+  }
+  if id(model) in singles:
+    return singles[id(model)]
+  for _, node in list(nnx.iter_graph(model)):
+    for name, child in list(_children(node)):
+      if (new := _exchanged(child, singles)) is not child:
+        if isinstance(node, nnx.Pytree):
+          setattr(node, name, new)
+        else:
+          node[name] = new
+  for path, module in nnx.iter_modules(model):
+    if isinstance(module, MultiHead):
+      where = "/".join(map(str, path))
+      raise ValueError(
+        f"nnx.export(model) can't exchange the MultiHead at {where!r}, whose container "
+        "it doesn't know. Put it into nnx.List or nnx.Dict."
+      )
+  return model
+
+
+def _single(module: MultiHead, index: Any) -> nnx.Module:
+  graphdef, state = nnx.split(module.alrao_heads)
+  is_variable = lambda node: isinstance(node, nnx.Variable)  # noqa: E731
+  state = jax.tree.map(
+    lambda leaf: _convert.one_head(leaf, index), state, is_leaf=is_variable
+  )
+  return nnx.merge(graphdef, state)
+
+
+def _exchanged(child: Any, singles: Mapping[int, nnx.Module]) -> Any:
+  """What to put in a child's place, the child itself if nothing in it changes."""
+  if id(child) in singles:
+    return singles[id(child)]
+  if not isinstance(child, tuple):
+    return child
+  # A tuple is not written into but made anew.
+  new = [_exchanged(each, singles) for each in child]
+  if all(a is b for a, b in zip(new, child, strict=True)):
+    return child
+  return type(child)(*new) if hasattr(child, "_fields") else tuple(new)
+
+
+def _children(node: Any) -> Iterator[tuple[Any, Any]]:
+  if isinstance(node, nnx.Pytree):
+    yield from vars(node).items()
+  elif isinstance(node, dict):
+    yield from node.items()
+  elif isinstance(node, list):
+    yield from enumerate(node)
+
+
+def unit_overrides(model: nnx.Module) -> tuple[Override, ...]:
+  """Overrides for units that the types of a model's modules tell, and shapes don't.
+
+  They name the parameters of: ``nnx.LinearGeneral`` with several features and
+  ``nnx.Einsum``, without bias or with permuted axes; ``nnx.ConvTranspose`` with
+  ``transpose_kernel``, square or without bias; layers without bias and embeddings that
+  are stacked by ``nnx.vmap`` or ``nnx.scan``. All else is left to the rules.
+
+  Args:
+    model: A module; ``nnx.eval_shape(lambda: Model(rngs=nnx.Rngs(0)))`` will do.
+
+  Returns:
+    The ``overrides`` of ``alrao_jax.alrao`` and of ``alrao_jax.describe_units``, to
+    which others may be added: the first that matches wins.
+
+  Example:
+    >>> import alrao_jax.nnx
+    >>> from flax import nnx
+    >>> model = nnx.LinearGeneral(5, (2, 3), use_bias=False, rngs=nnx.Rngs(0))
+    >>> alrao_jax.nnx.unit_overrides(model)
+    (('^kernel$', Units(axes=(1, 2), group=None, tiles=1)),)
+  """
+  known: dict[str, Known] = {}
+  for names, module in nnx.iter_modules(model):
+    for name, parameter in _own_parameters(module).items():
+      known["/".join(map(str, (*names, name)))] = parameter
+  return overrides_from(nnx.state(model, nnx.Param), known)
+
+
+def _own_parameters(module: nnx.Module) -> dict[str, Known]:
+  """What a module of Flax knows of the parameters that are its own."""
+  match module:
+    case nnx.Linear():
+      features = module.out_features
+      kernel, bias = Known((module.in_features, features)), (features,)
+    case nnx.LinearGeneral():
+      batch, features = tuple(module.batch_axis.values()), tuple(module.out_features)
+      shape, bias = (*batch, *module.in_features, *features), (*batch, *features)
+      axes = tuple(range(len(shape)))
+      kernel = Known(shape, axes[: len(batch)] + axes[-len(features) :])
+    case nnx.Einsum():
+      kernel = einsum_kernel(tuple(module.kernel_shape), module.einsum_str)
+      bias = tuple(module.bias_shape or ())
+    case nnx.Conv() | nnx.ConvTranspose():
+      transposed = isinstance(module, nnx.ConvTranspose) and module.transpose_kernel
+      rank, bias = len(module.kernel_shape), (module.out_features,)
+      kernel = Known(module.kernel_shape, (rank - 2,) if transposed else None)
+    case nnx.Embed():
+      return {"embedding": Known((module.num_embeddings, module.features))}
+    case nnx.LoRA():
+      rank = module.lora_a.shape[-1]
+      a, b = (module.in_features, rank), (rank, module.out_features)
+      return {"lora_a": Known(a), "lora_b": Known(b)}
+    case nnx.PReLU():
+      return {"negative_slope": Known(())}
+    case _:
+      return {}
+  return {"kernel": kernel, "bias": Known(bias)}
