@@ -26,6 +26,15 @@ def subplots(columns: int, width: float = 5.0, height: float = 4.0) -> tuple[Any
   return figure, axes[0]
 
 
+def colormap(name: str) -> Any:
+  """Returns a function from numbers in [0, 1] to colours.
+
+  Args:
+    name: Matplotlib's name of the colormap.
+  """
+  return plt.get_cmap(name)
+
+
 def save(figure: Any, path: Path) -> None:
   """Writes a figure, and closes it.
 
@@ -34,7 +43,7 @@ def save(figure: Any, path: Path) -> None:
     path: The PNG file; its folder is made if need be.
   """
   path.parent.mkdir(parents=True, exist_ok=True)
-  with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as aside:
+  with tempfile.TemporaryDirectory(dir=path.parent, prefix=".part-") as aside:
     part = Path(aside) / path.name
     figure.savefig(part, dpi=120)
     os.replace(part, path)

@@ -600,8 +600,7 @@ def _num_learned(table: Table, row: Row) -> str:
 
 # --- The arena: who stands where on short tasks
 
-# What times steps; the costs that it measures are those that the tables lack.
-COST_COMMAND = "python -m benchmarks sweep arena"
+COMMAND = "python -m benchmarks sweep arena"
 
 
 class Result(NamedTuple):
@@ -828,10 +827,15 @@ class Arena:
       ]
     if self.missing_costs:
       names = ", ".join(self.missing_costs)
+      methods = " ".join(
+        name
+        for name in self.methods
+        if any(one.endswith(f"/{name}") for one in self.missing_costs)
+      )
       lines += [
         "",
-        f"Times of steps that have not been measured: {names}. `{COST_COMMAND}` "
-        "measures them.",
+        f"Times of steps that have not been measured: {names}. `{COMMAND} --methods "
+        f"{methods}` and `python -m benchmarks collect arena` add them.",
       ]
     lines += [
       "",
@@ -849,7 +853,7 @@ class Arena:
       "",
       *(f"- **{method.label}**: {method.source}" for method in self.methods.values()),
       "",
-      f"`{COST_COMMAND}`; "
+      f"`{COMMAND}`; "
       + conditions_of_all(
         run.summary
         for task in self.tasks
