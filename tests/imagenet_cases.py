@@ -1,24 +1,14 @@
-"""Small image files like ImageNet's, in every layout, and a program that reads them.
-
-Run by itself, trains a tiny network: DATA OUT RESULT KILL_AT_STEP (0: never).
-"""
+"""Small image files like ImageNet's, in every layout."""
 
 import io
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
-
-from benchmarks.data.imagenet import find_images
-from benchmarks.image_stream_program import ImageStreamProgram
-from benchmarks.models import build_model
-from benchmarks.optimizers import OPTIMIZERS
 
 CLASSES = ("hen", "owl", "tern")
 COUNTS = {"train": 40, "validation": 11}
@@ -79,58 +69,3 @@ def write_folders(folder: Path, val="val", **options: Any) -> Path:
       place.parent.mkdir(parents=True, exist_ok=True)
       place.write_bytes(encoded)
   return folder
-
-
-def make_program(data_dir: Path, **changes: Any) -> ImageStreamProgram:
-  """A tiny network on 24 training images: six steps an epoch, two of them a segment."""
-  files = find_images("imagenette", data_dir)
-  optimizer = OPTIMIZERS[changes.pop("optimizer", "alrao")]
-  options: dict[str, Any] = {
-    "image_size": 32,
-    "batch_size": 4,
-    "max_epochs": 2,
-    "checkpoint_steps": 2,
-  }
-  model = build_model(
-    "small_cnn", files.num_classes, 4 if optimizer.has_heads else None, width=1 / 8
-  )
-  parts = files.split(24, 9)
-  return ImageStreamProgram(model, optimizer, parts, **{**options, **changes})
-
-
-def main() -> None:
-  """Trains, killed at a step; writes the last and the best snapshot, and records."""
-  import os
-  import signal
-
-  from benchmark_cases import make_plan, quiet, without_times
-
-  from benchmarks import engine, loops
-  from benchmarks.records import read
-
-  data, out, result = map(Path, sys.argv[1:4])
-  kill_at = int(sys.argv[4])
-  loops.REFRESH_SECONDS = 0.0
-  program, plan = make_program(data), make_plan(out, max_epochs=2)
-  seen: list[Any] = []
-  evaluate, display = program.evaluate, quiet()
-
-  def remember(snapshot, part):
-    seen.append(jax.tree.map(np.array, snapshot))
-    return evaluate(snapshot, part)
-
-  def kill(done, **_):
-    if kill_at and done >= kill_at:
-      os.kill(os.getpid(), signal.SIGKILL)
-
-  program.evaluate = remember
-  display.update = kill
-  engine.train(program, plan, display)
-  last, best = (jax.tree.leaves(snapshot) for snapshot in seen[-2:])
-  records = json.dumps(without_times(read(plan.path)))
-  arrays = {f"leaf{i}": leaf for i, leaf in enumerate(last + best)}
-  np.savez(result, records=records, **arrays)
-
-
-if __name__ == "__main__":
-  main()

@@ -8,7 +8,7 @@ import pytest
 from benchmarks.data import DataError
 from benchmarks.data.streams import cut
 from benchmarks.data.text import PTB_NAMES, load_text
-from benchmarks.tasks import TASKS
+from benchmarks.suites import ptb
 
 TRAIN = "the cat sat\nthe dog sat\n"
 
@@ -153,4 +153,4 @@ def test_reports_say_what_frequencies_alone_cost(ptb_dir):
     counts = 1 + np.bincount(text.train, minlength=len(text.vocabulary))
     bits = -np.log2(counts / counts.sum())[text.test[:size]].mean()
     assert f"{bits:.2f}" == said.split()[0]
-    assert said in TASKS["text"].note
+    assert said in ptb.KIND.note
