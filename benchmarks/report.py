@@ -343,7 +343,9 @@ def arena_part() -> list[str]:
     return choose(values, default=None)
 
   def below(one: tables.Standing) -> int:
-    return sum(value is not None and value < 1 for value in one.ratios.values())
+    return sum(
+      value is not None and round(value, 3) < 1 for value in one.ratios.values()
+    )
 
   def cell(value: float | None, text: str, least: float | None) -> str:
     if value is None:
