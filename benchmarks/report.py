@@ -22,7 +22,7 @@ import numpy as np
 import tyro
 
 from benchmarks import costs, pictures, records, studies, suites, tables
-from benchmarks.console import OptionError
+from benchmarks.console import OptionError, writing_to
 from benchmarks.records import RESULTS, ROOT, RecordError
 from benchmarks.tables import Arena, Measure, Row, Table
 from benchmarks.workloads.short import ARENA_TASKS
@@ -52,6 +52,7 @@ class ReportCommand:
 
     Raises:
       OptionError: There is no archive of that name, or options that do not go together.
+      OutputError: The folder can't be written.
     """
     if self.update:
       if self.name != "all" or self.results:
@@ -62,11 +63,12 @@ class ReportCommand:
     if self.results and self.name != "all":
       raise OptionError("give the name of an archive or --results, not both.")
     path = self.out / "README.md"
-    if self.results:
-      lines = own_page(self.results, self.out)
-    else:
-      lines = [f"# Results: {self.name}", "", *section(self.name)]
-    records.write_text(path, "\n".join(lines) + "\n")
+    with writing_to(self.out):
+      if self.results:
+        lines = own_page(self.results, self.out)
+      else:
+        lines = [f"# Results: {self.name}", "", *section(self.name)]
+      records.write_text(path, "\n".join(lines) + "\n")
     print("\n".join(lines))
     print(f"\n{path}")
 
@@ -85,7 +87,8 @@ class CollectCommand:
   def __call__(self) -> None:
     """Collects, and says how much there was."""
     path = self.results / f"{self.name}.jsonl"
-    counts = records.collect(self.out or Path("out", self.name), path)
+    with writing_to(self.results):
+      counts = records.collect(self.out or Path("out", self.name), path)
     print(
       f"{path}: {counts.added} added, {counts.replaced} replaced; "
       f"{counts.unfinished} runs that have not ended left out."
@@ -525,7 +528,10 @@ def _cost_tables() -> list[str]:
   found = records.load_costs([records.archive("costs")])
   if not found:
     return ["No costs have been measured."]
-  return "\n\n".join(costs.table(record) for record in found).splitlines()
+  lines: list[str] = []
+  for record in found:
+    lines += [*costs.table(record).splitlines(), ""]
+  return lines[:-1]
 
 
 def _kinds() -> dict[str, tables.TableKind]:

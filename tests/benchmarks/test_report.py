@@ -201,6 +201,18 @@ def test_what_can_not_be_reported_is_refused_in_a_line(tmp_path, capsys):
   )
 
 
+def test_a_folder_that_can_not_be_written_is_refused_in_a_line(tmp_path, capsys):
+  write_runs(tmp_path / "runs", make_runs())
+  (tmp_path / "file").write_text("")
+  place, runs = str(tmp_path / "file" / "below"), str(tmp_path / "runs")
+  assert f"{place} can't be written" in refusal(
+    capsys, "report", "--results", runs, "--out", place
+  )
+  assert f"{place} can't be written" in refusal(
+    capsys, "collect", "x", "--out", runs, "--results", place
+  )
+
+
 def test_an_unknown_archive_has_no_section():
   with pytest.raises(OptionError, match="not 'nonsense'"):
     report.section("nonsense")
