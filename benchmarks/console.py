@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,8 @@ DISK_ERRORS = frozenset(
   ).split()
   if hasattr(errno, name)
 )
+
+FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO))
 
 
 class OptionError(ValueError):
@@ -92,10 +95,23 @@ def writing_to(out: Path, *, writes: bool = True) -> Iterator[None]:
     for leftover in out.glob(f"{PART}*"):
       shutil.rmtree(leftover, ignore_errors=True)
     yield
+  except OSError as error:
+    if _is_about(error, out):
+      raise OutputError(explain(error, out)) from error
+    raise
   finally:
     with contextlib.suppress(OSError):
       (out / LOCK).unlink()
     os.close(lock)
+
+
+def _is_about(error: OSError, out: Path) -> bool:
+  """Whether an error comes from writing below a folder."""
+  if error.errno not in DISK_ERRORS:
+    return False
+  if error.filename is None:  # as when a file that is open can't grow
+    return error.errno in FULL
+  return out.resolve() in Path(str(error.filename)).resolve().parents
 
 
 def explain(error: OSError, out: Path) -> str:
@@ -113,15 +129,14 @@ def explain(error: OSError, out: Path) -> str:
 
 def _lock(path: Path) -> int:
   """Locks a file; returns its descriptor, which holds the lock while it is open."""
-  import fcntl
-
   while True:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
       fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      # The process that held it may have removed the file in between.
-      if path.exists() and os.fstat(descriptor).st_ino == path.stat().st_ino:
-        return descriptor
+      with contextlib.suppress(FileNotFoundError):
+        # The process that held it may have removed the file in between.
+        if os.fstat(descriptor).st_ino == path.stat().st_ino:
+          return descriptor
     except BaseException:
       os.close(descriptor)
       raise

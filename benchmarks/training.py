@@ -12,10 +12,11 @@ import datetime
 import hashlib
 import json
 import math
+import os
 import re
 import shutil
+import tempfile
 import time
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ Step = Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]
 OnProgress = Callable[[int, PyTree], None]
 
 REFRESH_SECONDS = 0.5
+SUMS = "sums.json"
 DISK = re.compile(
   "no space left|file too large|read-only file system|permission denied|disk quota|"
   "input/output error|file name too long",
@@ -579,12 +581,16 @@ class Checkpoints:
     """
     leaves = jax.tree.leaves(tree)
     args = ocp.args.Composite(
-      leaves=ocp.args.StandardSave(_filled(leaves)),
-      notes=ocp.args.JsonSave({"notes": notes, "checksum": _checksum(leaves, notes)}),
+      leaves=ocp.args.StandardSave(_filled(leaves)), notes=ocp.args.JsonSave(notes)
     )
     try:
+      if jax.process_index() == 0:
+        self._reserve(sum(leaf.nbytes for leaf in leaves))
       self._manager.save(steps, args=args)
       self._manager.wait_until_finished()
+      if jax.process_index() == 0:
+        sums = {"steps": steps, "files": self._sums(steps)}
+        records.write_text(self._folder / SUMS, json.dumps(sums))
     except (OSError, ValueError, RuntimeError) as error:
       if found := DISK.search(str(error)):
         raise OutputError(
@@ -592,6 +598,12 @@ class Checkpoints:
           "give another --out. The one before is whole."
         ) from error
       raise
+
+  def _reserve(self, size: int) -> None:
+    """Fails on a full disk, before Orbax does, whose threads print pages."""
+    if hasattr(os, "posix_fallocate"):
+      with tempfile.TemporaryFile(dir=self._folder) as file:
+        os.posix_fallocate(file.fileno(), 0, max(size, 1))
 
   def restore(self, like: PyTree) -> tuple[PyTree, dict[str, Any]] | None:
     """Returns what was saved last, or None if nothing was.
@@ -604,6 +616,8 @@ class Checkpoints:
     """
     try:
       return self._restore(like)
+    except jax.errors.JaxRuntimeError:
+      raise  # a device or a host is lost, not the checkpoint
     except Exception as error:  # Orbax, TensorStore and json raise what they like
       reason = (str(error).strip() or "no reason given").splitlines()[0][:200]
       raise CheckpointError(
@@ -616,6 +630,7 @@ class Checkpoints:
     steps = self._manager.latest_step()
     if steps is None:
       return None
+    self._check(steps)
     leaves, treedef = jax.tree.flatten(like)
     shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, _filled(leaves))
     args = ocp.args.Composite(
@@ -624,10 +639,25 @@ class Checkpoints:
     found = self._manager.restore(steps, args=args)
     restored = iter(found["leaves"])
     leaves = [next(restored) if leaf.size else leaf for leaf in leaves]
-    notes, checksum = found["notes"]["notes"], found["notes"]["checksum"]
-    if checksum != _checksum(leaves, notes):
-      raise ValueError("its content is not what was saved")
-    return jax.tree.unflatten(treedef, leaves), notes
+    return jax.tree.unflatten(treedef, leaves), found["notes"]
+
+  def _check(self, steps: int) -> None:
+    """Compares files with what was written, since Orbax trusts what it reads."""
+    path = self._folder / SUMS
+    sums = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    # A process killed before it wrote the sums leaves none, or those of another step.
+    if sums.get("steps") == steps and sums["files"] != self._sums(steps):
+      raise ValueError("its files are not as they were written")
+
+  def _sums(self, steps: int) -> dict[str, str]:
+    """A checksum of each file of a checkpoint."""
+    folder, sums = self._folder / str(steps), {}
+    for path in sorted(folder.rglob("*")):
+      if path.is_file():
+        with path.open("rb") as file:
+          digest = hashlib.file_digest(file, "blake2b").hexdigest()
+        sums[path.relative_to(folder).as_posix()] = digest
+    return sums
 
 
 def num_entries(tree: PyTree) -> int:
@@ -653,14 +683,3 @@ def delete(folder: Path) -> None:
 def _filled(leaves: list[Any]) -> list[Any]:
   """Orbax refuses arrays without entries."""
   return [leaf for leaf in leaves if leaf.size]
-
-
-def _checksum(leaves: list[Any], notes: dict[str, Any]) -> int:
-  """Tells what was saved from what a damaged disk gives back."""
-  found = zlib.crc32(json.dumps(notes, sort_keys=True).encode())
-  for leaf in leaves:
-    # Of arrays that are split among hosts, none holds all.
-    split = isinstance(leaf, jax.Array) and not leaf.is_fully_replicated
-    if not (split and not leaf.is_fully_addressable):
-      found = zlib.crc32(np.asarray(leaf).tobytes(), found)
-  return found
