@@ -29,8 +29,8 @@ demo: $(VENV)/.examples
 	$(BIN)/python examples/quickstart.py --out out/quickstart
 
 benchmark: $(VENV)/.bench
-	$(BIN)/python -m benchmarks.cifar10 sweep --preset reduced --out out/benchmark
-	$(BIN)/python -m benchmarks.cifar10 report --results out/benchmark --out out/benchmark
+	$(BIN)/python -m benchmarks sweep cifar10 --preset reduced --out out/benchmark
+	$(BIN)/python -m benchmarks report --results out/benchmark --out out/benchmark
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -q -m "not slow" $(PYTEST_ARGS)
