@@ -7,6 +7,7 @@ epochs are columns. `load` reads both.
 """
 
 import dataclasses
+import datetime
 import functools
 import importlib.metadata
 import json
@@ -252,6 +253,14 @@ def environment() -> Record:
     "device": device.device_kind,
     "cores": _num_cores(),
     "commit": _commit(),
+  }
+
+
+def now() -> Record:
+  """Returns what a measurement made now says of itself: environment and date."""
+  return {
+    "environment": environment(),
+    "date": datetime.date.today().isoformat(),
   }
 
 
