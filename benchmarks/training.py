@@ -24,6 +24,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from benchmarks import records
 from benchmarks.console import Display, OutputError
@@ -312,7 +313,10 @@ def train(
       if not restart:
         raise
       display.say(f"{error}\nStarting this run anew.")
-      delete(plan.checkpoints)
+      if writes:
+        delete(plan.checkpoints)
+      if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("damaged checkpoint deleted")
       return _train(workload, plan, display)
   finally:
     workload.close()
