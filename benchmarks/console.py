@@ -248,7 +248,7 @@ class Display:
       validation = "  ".join(
         f"{name.replace('_', ' ')} {value:.4f}"
         for name, value in record.items()
-        if name.startswith("validation_")
+        if name.startswith("validation_") and not isinstance(value, list)
       )
       self.console.print(
         f"{self._name}  epoch {record['epoch']}  "

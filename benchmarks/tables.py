@@ -30,7 +30,9 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
   return ["| " + " | ".join(line) + " |" for line in lines]
 
 
-def spread(values: Sequence[float], digits: int, scale: float = 1.0) -> str:
+def spread(
+  values: Sequence[float] | np.ndarray, digits: int, scale: float = 1.0
+) -> str:
   """Returns mean and standard deviation; the mean alone of a single value.
 
   Args:
