@@ -107,7 +107,7 @@ class ArenaSweep:
           refuse(name, f"must be some of {', '.join(known)}", one)
     if self.seeds < 1:
       refuse("seeds", "must be at least 1", self.seeds)
-    suite = Arena(ShortPlace(self.data_dir))
+    suite = ArenaSuite(ShortPlace(self.data_dir))
     with writing_to(self.out), Display() as display:
       for task in self.tasks:
         sweep(_table([task], self.methods, self.seeds), suite, self.out, display)
@@ -115,7 +115,7 @@ class ArenaSweep:
           measure_costs(task, suite.data(task), self.methods, self.out, display)
 
 
-class Arena(Suite[ShortOptions, ShortPlace]):
+class ArenaSuite(Suite[ShortOptions, ShortPlace]):
   """Short tasks."""
 
   name = "arena"
@@ -248,4 +248,4 @@ def _timer(task: str, data: ShortData, name: str) -> Callable[[], float]:
   return measure
 
 
-SUITE = Arena
+SUITE = ArenaSuite

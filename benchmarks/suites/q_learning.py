@@ -15,8 +15,8 @@ from benchmarks.methods import METHODS, MethodName
 from benchmarks.suites._suite import RETURN, Preset, Suite, check_options
 from benchmarks.tables import TableKind
 from benchmarks.training import Plan, make_plan
+from benchmarks.workloads.deep_q_learning import QWorkload
 from benchmarks.workloads.environments import PROTOCOLS, Protocol, make
-from benchmarks.workloads.q_learning import QWorkload
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,8 @@ from benchmarks import records, training
 from benchmarks.console import OptionError
 from benchmarks.methods import METHODS
 from benchmarks.suites.q_learning import QLearning, QOptions
-from benchmarks.workloads import environments, q_learning
+from benchmarks.workloads import deep_q_learning, environments
+from benchmarks.workloads.deep_q_learning import Policy, QWorkload
 from benchmarks.workloads.environments import (
   PROTOCOLS,
   TORQUES,
@@ -23,7 +24,6 @@ from benchmarks.workloads.environments import (
   MissingEnvironmentError,
   Transitions,
 )
-from benchmarks.workloads.q_learning import Policy, QWorkload
 
 
 def _installed(env_id: str) -> bool:
@@ -64,10 +64,10 @@ def make_transitions(random, count) -> Transitions:
 
 def test_replay_holds_the_newest_transitions():
   random, kept = np.random.default_rng(0), []
-  buffer = q_learning.empty_replay(7, 2)
+  buffer = deep_q_learning.empty_replay(7, 2)
   for count in (4, 3, 3, 4, 3, 3):  # wraps at the end of one, and within others
     transitions = make_transitions(random, count)
-    buffer = q_learning.add_transitions(buffer, transitions)
+    buffer = deep_q_learning.add_transitions(buffer, transitions)
     for i in range(count):
       kept.append(jax.tree.map(lambda x, i=i: x[i], transitions))
     kept = kept[-7:]
@@ -81,10 +81,10 @@ def test_replay_holds_the_newest_transitions():
 
 
 def test_replay_samples_all_that_is_held_and_nothing_else():
-  buffer = q_learning.empty_replay(100, 2)
+  buffer = deep_q_learning.empty_replay(100, 2)
   transitions = make_transitions(np.random.default_rng(0), 4)
-  buffer = q_learning.add_transitions(buffer, transitions)
-  drawn = q_learning.sample_transitions(buffer, jax.random.key(0), 1000)
+  buffer = deep_q_learning.add_transitions(buffer, transitions)
+  drawn = deep_q_learning.sample_transitions(buffer, jax.random.key(0), 1000)
   rows = {float(reward): i for i, reward in enumerate(transitions.rewards)}
   places = np.array([rows[float(reward)] for reward in drawn.rewards])
   for found, wanted in zip(drawn, transitions, strict=True):
@@ -99,7 +99,9 @@ def test_replay_samples_all_that_is_held_and_nothing_else():
 def test_targets_by_hand():
   next_values = jnp.array([[1.0, 3.0], [-2.0, -5.0], [4.0, 0.0]])
   terminated = jnp.array([False, False, True])
-  found = q_learning.q_targets(jnp.array([1.0, 2.0, 3.0]), terminated, next_values, 0.5)
+  found = deep_q_learning.q_targets(
+    jnp.array([1.0, 2.0, 3.0]), terminated, next_values, 0.5
+  )
   np.testing.assert_array_equal(found, [1 + 0.5 * 3, 2 + 0.5 * -2, 3])
 
 
@@ -108,7 +110,7 @@ def test_plain_loss_has_the_gradient_of_scaled_squared_errors():
   actions, targets = jnp.array([1, 0]), jnp.array([1.5, 5.0])
 
   def loss(values):
-    return q_learning.q_loss(values, actions, targets, jnp.zeros(0), 0.5)[0]
+    return deep_q_learning.q_loss(values, actions, targets, jnp.zeros(0), 0.5)[0]
 
   expected = np.array([[0, 2.0 - 1.5], [3.0 - 5.0, 0]]) / 0.5**2 / 2
   np.testing.assert_allclose(jax.grad(loss)(values), expected, rtol=1e-6)
@@ -119,16 +121,16 @@ def test_one_head_has_the_loss_of_the_plain_network():
   values = jnp.array(random.normal(size=(6, 3)), jnp.float32)
   actions = jnp.array(random.integers(3, size=6))
   targets = jnp.array(random.normal(size=6), jnp.float32)
-  plain, _ = q_learning.q_loss(values, actions, targets, jnp.zeros(0), 0.3)
+  plain, _ = deep_q_learning.q_loss(values, actions, targets, jnp.zeros(0), 0.3)
   heads = alrao_jax.HeadOutputs(values[None], values[None])
-  mixture, extra = q_learning.q_loss(heads, actions, targets, jnp.zeros(1), 0.3)
+  mixture, extra = deep_q_learning.q_loss(heads, actions, targets, jnp.zeros(1), 0.3)
   # Both sum a few float32 numbers of order 10.
   np.testing.assert_allclose(mixture, plain, rtol=1e-5)
   np.testing.assert_allclose(extra["head_log_likelihoods"], [-plain], rtol=1e-5)
 
 
 def test_values_ignore_a_head_that_holds_only_what_the_prior_gives():
-  network = q_learning.QNetwork(num_actions=2, width=4, num_heads=3)
+  network = deep_q_learning.QNetwork(num_actions=2, width=4, num_heads=3)
   observations = jnp.ones((1, 2))
   params = network.init(jax.random.key(0), observations)["params"]
   heads = params["output"]["alrao_heads"]
@@ -136,7 +138,7 @@ def test_values_ignore_a_head_that_holds_only_what_the_prior_gives():
   bias = bias.at[:].set(jnp.array([[1.0, 2.0], [3.0, 6.0], [1e20, -1e20]]))
   params["output"]["alrao_heads"] = {"kernel": kernel, "bias": bias}
   log_weights = jnp.log(jnp.array([0.4, 0.5999, 1e-4]))
-  found = q_learning.action_values(network, params, log_weights, observations)
+  found = deep_q_learning.action_values(network, params, log_weights, observations)
   expected = (0.4 * np.array([1, 2]) + 0.5999 * np.array([3, 6])) / 0.9999
   np.testing.assert_allclose(found[0], expected, rtol=1e-5)
 

@@ -16,7 +16,7 @@ from benchmarks.console import OptionError
 from benchmarks.methods import METHODS
 from benchmarks.models.short_networks import Perceptron, Predictor, ResNet
 from benchmarks.suites import arena
-from benchmarks.suites.arena import Arena, ArenaSweep, ShortOptions, measure_costs
+from benchmarks.suites.arena import ArenaSuite, ArenaSweep, ShortOptions, measure_costs
 from benchmarks.workloads import short
 from benchmarks.workloads.short import (
   ARENA_TASKS,
@@ -186,7 +186,7 @@ def test_a_sweep_trains_what_is_missing_and_times_it_next_to_sgd(tmp_path, monke
 
 
 def test_a_run_is_named_after_all_that_determines_it(tmp_path, monkeypatch):
-  suite = Arena()
+  suite = ArenaSuite()
   plan = suite.plan(ShortOptions(optimizer="sgd_rates", rate=0.1), tmp_path)
   assert plan.config["chance"] == math.log(10)
   assert (plan.max_epochs, plan.config["num_steps"]) == (NUM_POINTS, 400)
