@@ -239,7 +239,7 @@ class Row:
   @property
   def mean_score(self) -> float:
     """Mean test score."""
-    return sum(self.scores) / len(self.runs)
+    return float(np.mean(self.scores))  # `sum` differs between versions of Python
 
   @property
   def label(self) -> str:
@@ -326,7 +326,7 @@ def mean_validation_loss(summaries: Sequence[Record]) -> float:
     summaries: Of runs of one rate.
   """
   losses = [summary["validation_loss"] for summary in summaries]
-  return math.inf if None in losses else sum(losses) / len(losses)
+  return math.inf if None in losses else float(np.mean(losses))
 
 
 def by_size(runs: Iterable[Run], kinds: Mapping[str, TableKind]) -> list[list[Table]]:
