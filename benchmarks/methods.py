@@ -336,17 +336,18 @@ PEERS = (
 # The arena's: the recipe, Alrao, their peers, and two that are tuned.
 ARENA = ("schedule_free_alrao", "alrao", *PEERS, "sgd_rates", "adam_rates")
 
-# Those of the tables of images; the others are for other tables.
-_OTHER = (
-  "alrao_fast",
-  "alrao_guard",
-  "schedule_free_alrao",
-  "sgd_momentum",
-  "sgd_rates",
-  "adam_rates",
-  "adamw_rates",
+# Those of the tables of images.
+IMAGE_METHODS = (
+  "alrao",
+  "alrao_adam",
+  "alrao_momentum",
+  "alrao_cosine",
+  "sgd",
+  "adam",
+  "adamw",
+  "sgd_tuned",
+  *PEERS[1:],
 )
-IMAGE_METHODS = tuple(name for name in METHODS if name not in _OTHER)
 
 if TYPE_CHECKING:
   MethodName = str
