@@ -39,7 +39,7 @@ slow: $(VENV)/.test
 	$(BIN)/python -m pytest -q -m slow $(PYTEST_ARGS)
 
 step-times: $(VENV)/.test
-	$(BIN)/python -m pytest -q benchmarks/step_times.py --benchmark-group-by=param:network \
+	$(BIN)/python -m pytest -q benchmarks/costs/_step_times.py --benchmark-group-by=param:network \
 	  --benchmark-columns=median,iqr,rounds
 
 lint: $(VENV)/.dev

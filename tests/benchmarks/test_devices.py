@@ -12,8 +12,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 import alrao_jax as alrao
-from benchmarks import costs
 from benchmarks.console import OptionError
+from benchmarks.costs import predicted
 from benchmarks.models.layers import Classifier, batch_norm
 from benchmarks.training import Checkpoints
 from benchmarks.workloads import devices
@@ -285,7 +285,7 @@ def sent(model, variables, images):
   rows = devices.batch_sharding(mesh)
   everywhere = NamedSharding(mesh, PartitionSpec())
   jitted = jax.jit(step, in_shardings=(everywhere, rows), out_shardings=everywhere)
-  return costs.sent(jitted.lower(variables, images).compile().as_text())
+  return predicted.count_sent(jitted.lower(variables, images).compile().as_text())
 
 
 def test_statistics_of_a_split_batch_are_those_of_all_of_it(variables):
@@ -324,5 +324,5 @@ def test_local_statistics_send_the_averages_and_nothing_on_the_way_back(variable
   variables = {**variables, "params": {**variables["params"], "output": head}}
   local = sent(use_local_statistics(MODEL, 4), variables, IMAGES)
   loss = 4
-  assert local == loss + costs.size(variables)  # gradients, and averages
+  assert local == loss + predicted.size(variables)  # gradients, and averages
   assert sent(MODEL, variables, IMAGES) > local

@@ -364,3 +364,8 @@ def test_a_committed_archive_reads_and_folds_to_itself(path, tmp_path):
   assert len(
     set(map(str, lines_of(path)[: kinds.count("environment")]))
   ) == kinds.count("environment")
+
+
+def test_an_environment_tells_the_cores_that_the_process_may_use(monkeypatch):
+  monkeypatch.setattr("os.sched_getaffinity", lambda _: {3}, raising=False)
+  assert records._num_cores() == 1

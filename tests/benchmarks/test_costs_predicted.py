@@ -8,16 +8,17 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
-from benchmarks import costs, records, scaling
-from benchmarks.planning import OptionError
-from benchmarks.scaling import Setup
+from benchmarks import costs, records
+from benchmarks.console import OptionError
+from benchmarks.costs import predicted
+from benchmarks.costs.predicted import Setup
 
 SETUP = Setup("mlp", 1 / 16, 6, 10, 4, 8)
 SPLIT = dataclasses.replace(SETUP, mesh=(2, 2), optimizer="alrao_momentum")
 
 
-def counted(function, *args, of=costs.operations):
-  return costs.count(jax.make_jaxpr(function)(*args).jaxpr, of)
+def counted(function, *args, of=predicted.operations):
+  return predicted.count(jax.make_jaxpr(function)(*args).jaxpr, of)
 
 
 def test_product_takes_two_operations_an_entry_and_summand():
@@ -65,7 +66,7 @@ def test_temporaries_live_as_long_as_they_are_needed():
   size = a.nbytes
 
   def held(function):
-    return costs.temporaries(jax.make_jaxpr(function)(a).jaxpr)
+    return predicted.temporaries(jax.make_jaxpr(function)(a).jaxpr)
 
   # A chain holds an operand and a result; the last result is no temporary.
   assert held(lambda a: lax.dot(lax.dot(lax.dot(a, a), a), a)) == 2 * size
@@ -85,25 +86,25 @@ def test_temporaries_live_as_long_as_they_are_needed():
 
 
 def test_prediction_agrees_with_xla():
-  predicted, found = scaling.predict(SPLIT), scaling.measure(SPLIT)
-  assert predicted.arguments == found.arguments
-  assert predicted.outputs == found.outputs
+  expected, found = predicted.predict(SPLIT), predicted.count_compiled(SPLIT)
+  assert expected.arguments == found.arguments
+  assert expected.outputs == found.outputs
   # XLA also counts the branch that runs only where a head diverges.
-  assert predicted.operations == pytest.approx(found.operations, rel=0.1)
+  assert expected.operations == pytest.approx(found.operations, rel=0.1)
 
 
 def test_prediction_leaves_out_what_is_not_kept():
   """Of large heads' gradients, which have no branch that rarely runs."""
   setup = dataclasses.replace(SETUP, classes=100)
-  predicted, found = scaling.predict(setup), scaling.measure(setup)
-  assert predicted.operations == pytest.approx(found.operations, rel=0.05)
+  expected, found = predicted.predict(setup), predicted.count_compiled(setup)
+  assert expected.operations == pytest.approx(found.operations, rel=0.05)
 
 
 def test_mesh_divides_the_work_and_adds_messages():
   setup = dataclasses.replace(SETUP, batch=64)
-  one = scaling.predict(setup)
-  rows = scaling.predict(dataclasses.replace(setup, mesh=(4, 1)))
-  both = scaling.predict(dataclasses.replace(setup, mesh=(4, 4)))
+  one = predicted.predict(setup)
+  rows = predicted.predict(dataclasses.replace(setup, mesh=(4, 1)))
+  both = predicted.predict(dataclasses.replace(setup, mesh=(4, 4)))
   # What a device does once, whatever its images: the update of the parameters.
   assert one.operations / 4 < rows.operations < one.operations / 2
   assert rows.temporaries < one.temporaries / 2
@@ -113,10 +114,10 @@ def test_mesh_divides_the_work_and_adds_messages():
 
 def test_gradients_and_statistics_are_sent_over_data():
   setup = Setup("small_cnn", 1 / 4, 8, 10, 4, 16, (2, 1))
-  _, _, state, _ = scaling.make_step(setup)
+  _, _, state, _ = predicted.make_step(setup)
   parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(state.params))
   channels = sum(math.prod(x.shape) for x in jax.tree.leaves(state.batch_stats)) // 2
-  assert scaling.predict(setup).sent == 4 * (parameters + 3 * channels)
+  assert predicted.predict(setup).sent == 4 * (parameters + 3 * channels)
 
 
 def test_sent_reads_the_compiled_program():
@@ -126,28 +127,38 @@ def test_sent_reads_the_compiled_program():
     %c = f32[99]{0} all-reduce(%u), metadata={op_name="jit(f)/cond/branch_0/sum"}
     %d = f32[] add(f32[] %p, f32[] %q)
   """
-  assert costs.sent(hlo) == 4 * 4 + 2 * 6 + 8
+  assert predicted.count_sent(hlo) == 4 * 4 + 2 * 6 + 8
 
 
 def test_mesh_that_divides_nothing_is_refused():
   with pytest.raises(OptionError, match="--mesh-data must divide the batch, 8, got 3"):
-    scaling.predict(dataclasses.replace(SETUP, mesh=(3, 1)))
+    predicted.predict(dataclasses.replace(SETUP, mesh=(3, 1)))
   with pytest.raises(OptionError, match="--mesh-heads: .* split 4 heads evenly"):
-    scaling.predict(dataclasses.replace(SETUP, mesh=(1, 3)))
+    predicted.predict(dataclasses.replace(SETUP, mesh=(1, 3)))
 
 
-def test_table_replaces_its_part_of_the_page(tmp_path, monkeypatch):
-  cost = scaling.Cost(2e9, 3e9, 4 * 10**9, 5, 6e9, 7 * 10**6)
-  monkeypatch.setattr(scaling, "predict", lambda setup: cost)
-  page = tmp_path / "scaling.md"
-  page.write_text("before\n<!-- table: start -->\nold\n<!-- table: end -->\nafter\n")
-  scaling.Table(widths=(3.0,), page=page)()
-  text = page.read_text()
-  assert text.startswith("before\n")
-  assert text.endswith("\nafter\n")
-  assert "old" not in text
+def test_predictions_on_all_meshes_make_a_table(tmp_path, monkeypatch):
+  cost = predicted.StepCost(2e9, 3e9, 4 * 10**9, 5, 6e9, 7 * 10**6)
+  monkeypatch.setattr(predicted, "predict", lambda setup: cost)
+  predicted.PredictedTable(widths=(3.0,), out=tmp_path / "out")()
+  (record,) = records.load_costs([tmp_path / "out"])
+  text = costs.table(record)
   assert "| 3 | 64 | 32x2 | 8 | 5 | 2 | 3.0 | 4.000 | 6.00 | 7 |" in text
   assert text.count("\n| 3 |") == 13
-  page.write_text("no marks")
-  with pytest.raises(records.RecordError, match="must have the marks"):
-    scaling.Table(widths=(3.0,), page=page)()
+
+
+def test_compiled_steps_are_set_beside_the_predictions(tmp_path, monkeypatch):
+  split = dataclasses.replace(SETUP, mesh=(2, 2))
+  monkeypatch.setattr(predicted, "SETUPS", (SETUP, split))
+  monkeypatch.setattr(jax.config, "update", lambda *_: None)  # devices are made once
+  one = predicted.StepCost(9.5, 2.0, 1000, 20, 3.0, 0)
+  two = predicted.StepCost(10.0, 4.0, 1000, 20, 4.0, 0)
+  monkeypatch.setattr(predicted, "predict", lambda setup: one)
+  monkeypatch.setattr(predicted, "count_compiled", lambda setup: two)
+  predicted.PredictedCheck(out=tmp_path / "out")()
+  (record,) = records.load_costs([tmp_path / "out"])
+  cells = "0.950 | 1,000 / 1,000 | 20 / 20 | 0.750 | 0.500"
+  text = costs.table(record)
+  # On one device nothing is sent.
+  assert f"| mlp | 0.0625 | 6 | 10 | 4 | 8 | 1x1 | alrao | {cells} |  |" in text
+  assert f"| mlp | 0.0625 | 6 | 10 | 4 | 8 | 2x2 | alrao | {cells} | 0.000 |" in text

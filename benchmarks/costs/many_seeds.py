@@ -1,6 +1,8 @@
-"""Training one network from several seeds: one after the other, or all in one program.
+"""Training one network from several seeds, one after the other or in one program.
 
-    python -m benchmarks.many_seeds
+    python -m benchmarks cost many_seeds
+    export XLA_FLAGS=--xla_force_host_platform_device_count=2  # and on two devices
+    python -m benchmarks cost many_seeds --num-seeds 2 4 8 16
 
 Many runs of one small network are what studies and searches are made of. Vmapped over
 the whole training state, they share one program, with batched products in place of an
@@ -9,10 +11,9 @@ the vmapped program is also run with its seeds spread over them.
 """
 
 import dataclasses
-import datetime
-import json
+import functools
 import time
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -20,9 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from benchmarks import commands, records
-from benchmarks.overhead_cases import Contender, Images, Network
-from benchmarks.planning import OptionError
+from benchmarks import records
+from benchmarks.costs._contenders import Contender, Images, Network
+from benchmarks.costs._cost import Cost, check_known, check_positive, render
+from benchmarks.records import Record
+from benchmarks.timing import in_turns
 
 CONTENDER = Contender("Alrao, 10 heads", "alrao", 10)
 NETWORKS = {
@@ -32,7 +35,7 @@ NETWORKS = {
 }
 
 
-class Seeds:
+class SeedSteps:
   """Steps of one network from several seeds.
 
   Attributes:
@@ -48,15 +51,15 @@ class Seeds:
       num_seeds: Number of seeds; the ways with several devices need a multiple of
         their number.
     """
-    program = network.program(CONTENDER)
-    step, data = program.step.step, program.data
+    workload = network.workload(CONTENDER)
+    step, data = workload.step.step, workload.data
     # Each seed has its own order of images, as in real use.
     batches = [
-      jax.tree.map(lambda leaf: leaf[0], program.batches(seed, 1))
+      jax.tree.map(lambda leaf: leaf[0], workload.batches(seed, 1))
       for seed in range(num_seeds)
     ]
     stacked_batch = jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
-    states = [program.init(seed, None) for seed in range(num_seeds)]
+    states = [workload.init(seed, None) for seed in range(num_seeds)]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
 
     one = jax.jit(step, donate_argnums=0)
@@ -111,107 +114,83 @@ def _timer(step: Any, states: list[Any], data: Any, batches: list[Any]):
   return run
 
 
-def measure(
-  network: Network, num_seeds: int, rounds: int, steps: int
-) -> dict[str, dict[str, float]]:
+def compare(network: Network, num_seeds: int, rounds: int, steps: int) -> Record:
   """Returns a step's median milliseconds a seed, and its ratio to sequential, by way.
 
   Args:
     network: The network.
     num_seeds: Number of seeds.
-    rounds: Number of turns that each way has, in an order drawn anew.
+    rounds: Number of turns that each way has.
     steps: Number of steps in a turn.
   """
-  ways = Seeds(network, num_seeds).ways
-  times = {name: [] for name in ways}
-  generator = np.random.default_rng(0)
-  for _ in range(rounds):
-    for name in generator.permutation(list(ways)):
-      times[name].append(ways[name](steps))
-  base = np.array(times["sequential"])
+  ways = SeedSteps(network, num_seeds).ways
+  # The first is the sequential one.
+  times = in_turns([functools.partial(run, steps) for run in ways.values()], rounds)
+  milliseconds = 1e3 * np.median(times, axis=0) / steps / num_seeds
+  ratios = np.median(times / times[:, :1], axis=0)
   return {
-    "milliseconds": {
-      name: 1e3 * float(np.median(values)) / steps / num_seeds
-      for name, values in times.items()
-    },
-    "ratios": {
-      name: float(np.median(np.array(values) / base)) for name, values in times.items()
-    },
+    "milliseconds": dict(zip(ways, milliseconds.tolist(), strict=True)),
+    "ratios": dict(zip(ways, ratios.tolist(), strict=True)),
   }
 
 
 @dataclasses.dataclass(frozen=True)
-class Measure:
-  """Measure, and write what was measured."""
+class ManySeeds(Cost):
+  """Time one network's steps from several seeds."""
 
+  name = "many_seeds"
   networks: tuple[str, ...] = tuple(NETWORKS)
-  """Which networks; see NETWORKS in benchmarks/many_seeds.py."""
+  """Which networks; see NETWORKS in benchmarks/costs/many_seeds.py."""
   num_seeds: tuple[int, ...] = (1, 2, 4, 8, 16)
   """Numbers of seeds."""
   rounds: int = 10
   """Number of turns that each way has."""
   steps: int = 5
   """Number of steps in a turn."""
-  out: Path = Path("benchmarks/overhead/many_seeds.json")
-  """File of the result."""
 
-  def __call__(self) -> None:
-    """Measures, writes and prints.
+  def check(self) -> None:
+    """Checks the options.
 
     Raises:
       OptionError: An unknown network, or a number that is not positive.
     """
-    unknown = set(self.networks) - set(NETWORKS)
-    if unknown:
-      known = ", ".join(NETWORKS)
-      raise OptionError(f"--networks knows {known}, not {sorted(unknown)}.")
-    if min(*self.num_seeds, self.rounds, self.steps) < 1:
-      raise OptionError(
-        "--num-seeds, --rounds and --steps must be at least 1, got "
-        f"{self.num_seeds}, {self.rounds}, {self.steps}."
-      )
-    found = {
-      "kind": "many_seeds",
-      "rounds": self.rounds,
-      "steps": self.steps,
-      "date": datetime.date.today().isoformat(),
-      "environment": {**records.environment(), "devices": len(jax.devices())},
-      "rows": [
-        {
-          "network": NETWORKS[name].title,
-          "num_seeds": number,
-          **measure(NETWORKS[name], number, self.rounds, self.steps),
-        }
-        for name in self.networks
-        for number in self.num_seeds
-      ],
-    }
-    records.write_text(self.out, json.dumps(found, indent=1) + "\n")
-    print(table(found))
+    check_known("networks", self.networks, NETWORKS)
+    check_positive(num_seeds=self.num_seeds, rounds=self.rounds, steps=self.steps)
+
+  def measure(self) -> Iterator[tuple[str, Record]]:
+    """Yields the measurements of all networks."""
+    num_devices = len(jax.devices())
+    rows = [
+      {
+        "network": NETWORKS[name].title,
+        "num_seeds": number,
+        **compare(NETWORKS[name], number, self.rounds, self.steps),
+      }
+      for name in self.networks
+      for number in self.num_seeds
+    ]
+    found = {"rounds": self.rounds, "steps": self.steps, "rows": rows}
+    found["environment"] = {"devices": num_devices}
+    yield f"devices_{num_devices}", found
 
 
-def table(found: records.Record) -> str:
-  """Returns the measurements as a Markdown table.
+def table(found: Record) -> str:
+  """Returns the measurements as a Markdown table with its conditions.
 
   Args:
-    found: What `Measure` writes.
+    found: The record.
   """
   ways = list(dict.fromkeys(way for row in found["rows"] for way in row["ratios"]))
   header = ["network", "seeds", "sequential, ms a seed and step"]
   header += [f"{way} / sequential" for way in ways[1:]]
-  lines = [
-    "### Several seeds of one network, Alrao with 10 heads",
-    "",
-    "| " + " | ".join(header) + " |",
-    "|" + " --- |" * len(header),
-  ]
+  rows = []
   for row in found["rows"]:
     cells = [row["network"], str(row["num_seeds"])]
     cells.append(f"{row['milliseconds']['sequential']:.2f}")
     cells += [f"{row['ratios'][w]:.2f}" if w in row["ratios"] else "" for w in ways[1:]]
-    lines.append("| " + " | ".join(cells) + " |")
-  return "\n".join([*lines, "", records.conditions(found)])
+    rows.append(cells)
+  title = "Several seeds of one network, Alrao with 10 heads"
+  return render(title, header, rows, records.conditions(found))
 
 
-if __name__ == "__main__":
-  commands.main(Measure, __doc__)
+COST = ManySeeds

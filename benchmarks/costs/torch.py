@@ -1,6 +1,6 @@
 """Steps of plain SGD in JAX beside PyTorch's, on a CPU and on like networks.
 
-    pip install torch && python -m benchmarks.torch_steps
+    pip install torch && python -m benchmarks cost torch
 
 PyTorch is no dependency of this project: this tells newcomers without an accelerator
 what JAX itself costs or spares them there, apart from Alrao. The networks are the same
@@ -9,21 +9,20 @@ from bytes and reports its loss; PyTorch's starts from normalised ones.
 """
 
 import dataclasses
-import datetime
-import json
+import functools
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
-from benchmarks import commands, records
-from benchmarks.competitors import Competitor
-from benchmarks.overhead_cases import CASES, SGD
-from benchmarks.planning import OptionError
-
-RATE = 1e-3
+from benchmarks import records
+from benchmarks.console import OptionError
+from benchmarks.costs._contenders import RATE, SGD, Competitor
+from benchmarks.costs._cost import Cost, check_known, check_positive, render
+from benchmarks.costs.steps import CASES
+from benchmarks.records import Record
+from benchmarks.timing import in_turns
 
 
 def small_cnn(torch: Any) -> tuple[Any, tuple[int, ...]]:
@@ -113,91 +112,87 @@ def torch_step(torch: Any, name: str) -> Callable[[int], float]:
   return run
 
 
-@dataclasses.dataclass(frozen=True)
-class Compare:
-  """Measure both, in turns within one process, and write what was measured."""
+def compare(torch: Any, name: str, rounds: int, steps: int) -> Record:
+  """Returns a step's median milliseconds in both, and their ratio.
 
+  Args:
+    torch: The module.
+    name: Name of the network.
+    rounds: Number of turns that each has.
+    steps: Number of steps in a turn.
+  """
+  competitor = Competitor(CASES[name].network, SGD)
+  competitor.compile()
+  runs = [
+    functools.partial(run, steps) for run in (competitor.run, torch_step(torch, name))
+  ]
+  for run in runs:
+    run()
+  times = in_turns(runs, rounds) / steps
+  ratios = times[:, 0] / times[:, 1]
+  milliseconds = 1e3 * np.median(times, axis=0)
+  return {
+    "network": name,
+    "jax_milliseconds": float(milliseconds[0]),
+    "torch_milliseconds": float(milliseconds[1]),
+    "ratio": float(np.median(ratios)),
+    "ratio_quartiles": np.quantile(ratios, [0.25, 0.75]).tolist(),
+  }
+
+
+@dataclasses.dataclass(frozen=True)
+class Torch(Cost):
+  """Time steps of plain SGD in JAX and in PyTorch, in turns within one process."""
+
+  name = "torch"
   networks: tuple[str, ...] = tuple(NETWORKS)
   """Which networks."""
   rounds: int = 30
   """Number of turns that each has."""
   steps: int = 10
   """Number of steps in a turn."""
-  out: Path = Path("benchmarks/overhead/torch.json")
-  """File of the result."""
 
-  def __call__(self) -> None:
-    """Measures, writes and prints.
+  def check(self) -> None:
+    """Checks the options.
 
     Raises:
-      OptionError: An unknown network, no rounds or steps, or no PyTorch.
+      OptionError: An unknown network, or no rounds or steps.
     """
-    unknown = set(self.networks) - set(NETWORKS)
-    if unknown:
-      known = ", ".join(NETWORKS)
-      raise OptionError(f"--networks knows {known}, not {sorted(unknown)}.")
-    if self.rounds < 1 or self.steps < 1:
-      raise OptionError(
-        f"--rounds and --steps must be at least 1, got {self.rounds}, {self.steps}."
-      )
+    check_known("networks", self.networks, NETWORKS)
+    check_positive(rounds=self.rounds, steps=self.steps)
+
+  def measure(self) -> Iterator[tuple[str, Record]]:
+    """Yields the measurements of all networks.
+
+    Raises:
+      OptionError: There is no PyTorch.
+    """
     try:
       import torch  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-      raise OptionError(
-        "benchmarks.torch_steps needs PyTorch: pip install torch"
-      ) from error
-    rows = [self._measure(torch, name) for name in self.networks]
-    found = {
-      "kind": "torch_steps",
-      "date": datetime.date.today().isoformat(),
-      "rounds": self.rounds,
-      "steps": self.steps,
-      "environment": {**records.environment(), "torch": torch.__version__},
-      "rows": rows,
-    }
-    records.write_text(self.out, json.dumps(found, indent=1) + "\n")
-    print(table(found))
-
-  def _measure(self, torch: Any, name: str) -> records.Record:
-    competitor = Competitor(CASES[name].network, SGD)
-    competitor.compile()
-    turns = {"jax": competitor.run, "torch": torch_step(torch, name)}
-    times = {label: [] for label in turns}
-    for run in turns.values():
-      run(self.steps)
-    generator = np.random.default_rng(0)
-    for _ in range(self.rounds):
-      for label in generator.permutation(list(turns)):
-        times[label].append(turns[label](self.steps) / self.steps)
-    ratios = np.array(times["jax"]) / np.array(times["torch"])
-    return {
-      "network": name,
-      "jax_milliseconds": 1e3 * float(np.median(times["jax"])),
-      "torch_milliseconds": 1e3 * float(np.median(times["torch"])),
-      "ratio": float(np.median(ratios)),
-      "ratio_quartiles": np.quantile(ratios, [0.25, 0.75]).tolist(),
-    }
+      raise OptionError("cost torch needs PyTorch: pip install torch") from error
+    rows = [compare(torch, name, self.rounds, self.steps) for name in self.networks]
+    found = {"rounds": self.rounds, "steps": self.steps, "rows": rows}
+    found["environment"] = {"torch": torch.__version__}
+    yield "sgd", found
 
 
-def table(found: records.Record) -> str:
-  """Returns the measurements as a Markdown table with their conditions.
+def table(found: Record) -> str:
+  """Returns the measurements as a Markdown table with its conditions.
 
   Args:
-    found: What `Compare` writes.
+    found: The record.
   """
-  lines = [
-    "### Plain SGD, JAX beside PyTorch",
-    "",
-    "| network | JAX, ms a step | PyTorch, ms a step | JAX / PyTorch | quartiles |",
-    "| --- | --- | --- | --- | --- |",
-  ]
+  header = ["network", "JAX, ms a step", "PyTorch, ms a step", "JAX / PyTorch"]
+  header += ["quartiles"]
+  rows = []
   for row in found["rows"]:
     low, high = row["ratio_quartiles"]
     cells = [row["jax_milliseconds"], row["torch_milliseconds"], row["ratio"]]
-    numbers = " | ".join(f"{cell:.2f}" for cell in cells)
-    lines.append(f"| {row['network']} | {numbers} | {low:.2f} to {high:.2f} |")
-  return "\n".join([*lines, "", records.conditions(found)])
+    numbers = [f"{cell:.2f}" for cell in cells]
+    rows.append([row["network"], *numbers, f"{low:.2f} to {high:.2f}"])
+  title = "Plain SGD, JAX beside PyTorch"
+  return render(title, header, rows, records.conditions(found))
 
 
-if __name__ == "__main__":
-  commands.main(Compare, __doc__)
+COST = Torch

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 import alrao_jax
-from benchmarks.optimizers import OPTIMIZERS, Setting
-from benchmarks.overhead_cases import SGD, Images, alrao
+from benchmarks.costs._contenders import SGD, Images, alrao
+from benchmarks.methods import METHODS, Setting
 
-from test_benchmark_models import network_shapes, num_parameters  # isort: skip
+from test_networks import network_shapes, num_parameters  # isort: skip
 
 NETWORK = Images("mlp", 1 / 32, 8, 6, 1, norm="none")
 NUM_HEADS = 4
@@ -18,10 +18,10 @@ NUM_HEADS = 4
 
 
 def start(contender):
-  program = NETWORK.program(contender)
-  state = program.init(0, 1e-3 if contender == SGD else None)
-  batch = jax.tree.map(lambda leaf: leaf[0], program.batches(0, 1))
-  return program, state, batch
+  workload = NETWORK.workload(contender)
+  state = workload.init(0, 1e-3 if contender == SGD else None)
+  batch = jax.tree.map(lambda leaf: leaf[0], workload.batches(0, 1))
+  return workload, state, batch
 
 
 def find_rates(opt_state):
@@ -36,9 +36,9 @@ def find_rates(opt_state):
 @pytest.fixture(scope="module")
 def compiled():
   def compile_step(contender):
-    program, state, batch = start(contender)
-    step = jax.jit(program.step.step, donate_argnums=0)
-    return step.lower(state, program.data, batch).compile(), state
+    workload, state, batch = start(contender)
+    step = jax.jit(workload.step.step, donate_argnums=0)
+    return step.lower(state, workload.data, batch).compile(), state
 
   return {"sgd": compile_step(SGD), "alrao": compile_step(ALRAO)}
 
@@ -97,11 +97,11 @@ def test_no_callback_and_no_transfer_in_a_step(compiled):
 
 
 def test_rates_seeds_and_steps_share_one_compilation():
-  program, state, batch = start(ALRAO)
-  state, _ = program.step(state, program.data, program.batches(0, 1))
-  program.step(state, program.data, program.batches(0, 2))
-  program.step(program.init(1, None), program.data, program.batches(1, 1))
-  assert program.step.num_traces == 1
+  workload, state, batch = start(ALRAO)
+  state, _ = workload.step(state, workload.data, workload.batches(0, 1))
+  workload.step(state, workload.data, workload.batches(0, 2))
+  workload.step(workload.init(1, None), workload.data, workload.batches(1, 1))
+  assert workload.step.num_traces == 1
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_rates_seeds_and_steps_share_one_compilation():
 )
 def test_rates_take_one_float_a_unit(network, share):
   params = network_shapes(network, num_heads=10)["params"]
-  optimizer = OPTIMIZERS["alrao"].make(Setting(jax.random.key(0), None, 1, True))
+  optimizer = METHODS["alrao"].make(Setting(jax.random.key(0), None, 1, True))
   rates = find_rates(jax.eval_shape(optimizer.init, params))
   assert rates.dtype == np.float32
   assert rates.size < share * 1.1 * num_parameters({"params": params})
@@ -120,8 +120,8 @@ def test_nothing_else_of_the_state_grows_with_the_network():
   """Beside rates: what `switch` keeps of each head, and counters."""
   sizes = []
   for width in (1 / 32, 1 / 8):
-    program = NETWORK._replace(width=width).program(ALRAO)
-    opt_state = program.init(0, None).opt_state
+    workload = NETWORK._replace(width=width).workload(ALRAO)
+    opt_state = workload.init(0, None).opt_state
     num_entries = sum(leaf.size for leaf in jax.tree.leaves(opt_state))
     sizes.append(num_entries - find_rates(opt_state).size)
   assert sizes[0] == sizes[1] < 5 * NUM_HEADS

@@ -1,18 +1,17 @@
-"""Memory of a step with an output layer of 50,000 classes, by number of chunks.
+"""Memory of a step with a large output layer, by number of chunks.
 
-    python -m benchmarks.large_output
+    python -m benchmarks cost memory
+    python -m benchmarks cost memory --features 100 --num-classes 10000 --chunks 1 4 20
 
-Ten heads' logits of 128 examples are 64 million numbers, and their softmax and gradient
-as many again. `alrao_jax.chunked_mixture_loss` computes them chunk by chunk, and again
-for the gradient. What XLA says of the compiled step is written down, and the time that
-the step takes.
+Ten heads' logits of 128 examples and 50,000 classes are 64 million numbers, and their
+softmax and gradient as many again. `alrao_jax.chunked_mixture_loss` computes them chunk
+by chunk, and again for the gradient. What XLA says of the compiled step is written
+down, and the time that the step takes.
 """
 
 import dataclasses
-import datetime
-import json
 import time
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import jax
@@ -22,9 +21,11 @@ import optax
 import tyro
 
 import alrao_jax
-from benchmarks import commands, records
-from benchmarks.competitors import in_turns
-from benchmarks.planning import OptionError, refuse
+from benchmarks import records
+from benchmarks.console import OptionError
+from benchmarks.costs._cost import Cost, check_positive, render
+from benchmarks.records import Record
+from benchmarks.timing import in_turns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +40,12 @@ class Layer:
   """Number of heads."""
   batch_size: int = 128
   """Number of examples."""
+
+  @property
+  def name(self) -> str:
+    """What tells it from others."""
+    numbers = dataclasses.asdict(self).items()
+    return "-".join(f"{name}_{number}" for name, number in numbers)
 
   def params(self, num_heads: int | None) -> dict[str, Any]:
     """Returns a body of one layer, and the output layer or its copies.
@@ -138,7 +145,7 @@ def _log_prob(logits: jax.Array, labels: jax.Array) -> jax.Array:
   return -optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
-class Competitor:
+class LayerStep:
   """A compiled step and its state, with what XLA says of its memory.
 
   Attributes:
@@ -172,89 +179,94 @@ class Competitor:
     return time.perf_counter() - start
 
 
-def measure(layer: Layer, chunks: tuple[int, ...], rounds: int) -> list[dict[str, Any]]:
+def compare(layer: Layer, chunks: tuple[int, ...], rounds: int) -> list[Record]:
   """Returns memory and time of plain SGD and of Alrao by number of chunks.
 
   Args:
     layer: The output layer.
     chunks: Numbers of chunks.
-    rounds: Number of steps that are timed, in turns, in an order drawn anew.
+    rounds: Number of steps that are timed, in turns.
   """
-  competitors = [Competitor(layer, number) for number in (None, *chunks)]
-  times = in_turns(competitors, Competitor.run, range(rounds), np.random.default_rng(0))
+  steps = [LayerStep(layer, number) for number in (None, *chunks)]
+  times = in_turns([step.run for step in steps], rounds)
   return [
     {
-      **competitor.row,
+      **step.row,
       "milliseconds": 1e3 * float(np.median(times[:, j])),
       "ratio": float(np.median(times[:, j] / times[:, 0])),
     }
-    for j, competitor in enumerate(competitors)
+    for j, step in enumerate(steps)
   ]
 
 
 @dataclasses.dataclass(frozen=True)
-class Measure:
-  """Measure, and write what was measured."""
+class Memory(Cost):
+  """Measure memory and time of a step with a large output layer."""
 
+  name = "memory"
   layer: Annotated[Layer, tyro.conf.arg(name="")] = Layer()
   chunks: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
   """Numbers of chunks, each of which divides the number of examples."""
   rounds: int = 5
   """Number of turns of one step that each has."""
-  out: Path = Path("benchmarks/overhead/large_output.json")
-  """File of the result."""
 
-  def __call__(self) -> None:
-    """Measures, writes and prints.
+  def check(self) -> None:
+    """Checks the options.
 
     Raises:
       OptionError: A number that is not positive, or does not divide the batch.
     """
     layer = self.layer
-    numbers = {**dataclasses.asdict(layer), "rounds": self.rounds}
-    for name, value in numbers.items():
-      if value < 1:
-        refuse(name, "must be at least 1", value)
-    if min(self.chunks, default=1) < 1:
-      refuse("chunks", "must be at least 1", self.chunks)
+    check_positive(**dataclasses.asdict(layer), rounds=self.rounds, chunks=self.chunks)
     if any(layer.batch_size % number for number in self.chunks):
       raise OptionError(
         f"--chunks must divide --batch-size {layer.batch_size}, got {self.chunks}."
       )
+
+  def measure(self) -> Iterator[tuple[str, Record]]:
+    """Yields the layer's measurements."""
     found = {
-      "kind": "large_output",
-      **dataclasses.asdict(layer),
+      **dataclasses.asdict(self.layer),
       "rounds": self.rounds,
-      "date": datetime.date.today().isoformat(),
-      "environment": records.environment(),
-      "rows": measure(layer, self.chunks, self.rounds),
+      "rows": compare(self.layer, self.chunks, self.rounds),
     }
-    records.write_text(self.out, json.dumps(found, indent=1) + "\n")
-    print(table(found))
+    yield self.layer.name, found
 
 
-def table(found: records.Record) -> str:
-  """Returns the measurements as a Markdown table.
+def table(found: Record) -> str:
+  """Returns the measurements as a Markdown table with its conditions.
 
   Args:
-    found: What `Measure` writes.
+    found: The record.
   """
-  lines = [
-    f"### Output layer of {found['num_classes']:,} classes on {found['features']} "
-    f"features, batch {found['batch_size']}",
+  header = [
     "",
-    "| | chunks | parameters and state, MB | temporary, MB | together | ms a step | "
-    "/ SGD's |",
-    "| --- | --- | --- | --- | --- | --- | --- |",
+    "chunks",
+    "parameters and state, MB",
+    "temporary, MB",
+    "together",
+    "ms a step",
+    "/ SGD's",
   ]
+  rows = []
   for row in found["rows"]:
     state, temporary = row["state_bytes"] / 1e6, row["temporary_bytes"] / 1e6
-    lines.append(
-      f"| {row['label']} | {row['chunks'] or ''} | {state:,.0f} | {temporary:,.0f} | "
-      f"{state + temporary:,.0f} | {row['milliseconds']:,.0f} | {row['ratio']:.2f} |"
+    rows.append(
+      [
+        row["label"],
+        str(row["chunks"] or ""),
+        f"{state:,.0f}",
+        f"{temporary:,.0f}",
+        f"{state + temporary:,.0f}",
+        f"{row['milliseconds']:,.0f}",
+        f"{row['ratio']:.2f}",
+      ]
     )
-  return "\n".join([*lines, "", records.conditions(found)])
+  title = (
+    f"Output layer of {found['num_classes']:,} classes on {found['features']} "
+    f"features, batch {found['batch_size']}"
+  )
+  return render(title, header, rows, records.conditions(found))
 
 
-if __name__ == "__main__":
-  commands.main(Measure, __doc__)
+COST = Memory
