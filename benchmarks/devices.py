@@ -1,3 +1,0 @@
-"""Moved to `benchmarks.workloads.devices`."""
-
-from benchmarks.workloads.devices import *  # noqa: F403

@@ -1,4 +1,0 @@
-"""Moved to `benchmarks.console`."""
-
-from benchmarks.console import Display as Display
-from benchmarks.console import sparkline as sparkline
