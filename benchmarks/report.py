@@ -407,11 +407,26 @@ def _study_table(name: str, number: int = 0) -> Callable[[], list[str]]:
   return part
 
 
+def _cost_table(name: str, case: str) -> Callable[[], list[str]]:
+  """A cost's table and its conditions, without its heading."""
+
+  def part() -> list[str]:
+    found = records.load_costs([records.archive("costs")])
+    wanted = [one for one in found if (one["table"], one["case"]) == (name, case)]
+    if not wanted:
+      raise RecordError(f"{records.archive('costs')} lacks {name}, {case}.")
+    return costs.table(wanted[0]).splitlines()[2:]
+
+  return part
+
+
 PARTS: dict[str, Callable[[], list[str]]] = {
   "networks": networks_part,
   "arena": arena_part,
   "bounds": _study_table("bounds"),
   "recipe": _study_table("recipe", -1),
+  "predicted_check": _cost_table("predicted", "check"),
+  "predicted_resnet50": _cost_table("predicted", "resnet50"),
 }
 
 
