@@ -111,7 +111,7 @@ class Network(Protocol):
     ...
 
 
-class Images(NamedTuple):
+class ImageNetwork(NamedTuple):
   """A network that classifies images.
 
   Attributes:
@@ -163,7 +163,7 @@ class Images(NamedTuple):
     """
     if contender.bare and (self.network, self.norm) != ("mlp", "none"):
       raise ValueError(
-        "Images.workload(bare=True) knows the mlp without normalisation, got "
+        "ImageNetwork.workload(bare=True) knows the mlp without normalisation, got "
         f"{self.network} with norm={self.norm!r}."
       )
     generator = np.random.default_rng(0)
@@ -193,12 +193,12 @@ class Images(NamedTuple):
     )
 
 
-class Symbols(NamedTuple):
+class TextNetwork(NamedTuple):
   """A network that predicts a text's next symbol.
 
   Attributes:
     network: ``"lstm"`` or ``"decoder"``.
-    length: Symbols of each stream in a step.
+    length: TextNetwork of each stream in a step.
     vocabulary_size: Number of symbols; Penn Treebank has 50 characters.
     level: What they are.
     output_layer: The output layer.
@@ -241,7 +241,7 @@ class Symbols(NamedTuple):
       ValueError: It is to be bare, which only the MLP can be.
     """
     if contender.bare:
-      raise ValueError(f"Symbols.workload(bare=True) knows no {self.network}.")
+      raise ValueError(f"TextNetwork.workload(bare=True) knows no {self.network}.")
     generator = np.random.default_rng(0)
     size = self.batch_size * self.length + 1
     symbols = generator.integers(0, self.vocabulary_size, size).astype(np.int32)

@@ -22,16 +22,16 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from benchmarks import records
-from benchmarks.costs._contenders import Contender, Images, Network
+from benchmarks.costs._contenders import Contender, ImageNetwork, Network
 from benchmarks.costs._cost import Cost, check_known, check_positive, render
 from benchmarks.records import Record
 from benchmarks.timing import in_turns
 
 CONTENDER = Contender("Alrao, 10 heads", "alrao", 10)
 NETWORKS = {
-  "mlp_narrow": Images("mlp", 1 / 8, norm="none"),
-  "mlp": Images("mlp", norm="none"),
-  "small_cnn": Images("small_cnn"),
+  "mlp_narrow": ImageNetwork("mlp", 1 / 8, norm="none"),
+  "mlp": ImageNetwork("mlp", norm="none"),
+  "small_cnn": ImageNetwork("small_cnn"),
 }
 
 

@@ -28,9 +28,9 @@ from benchmarks.costs._contenders import (
   SGD,
   Competitor,
   Contender,
-  Images,
+  ImageNetwork,
   Network,
-  Symbols,
+  TextNetwork,
   alrao,
   bare,
   collapsed,
@@ -56,8 +56,8 @@ class Case(NamedTuple):
 
 _COLLAPSED = collapsed(10)
 _ALRAO = (*alrao(10), _COLLAPSED)
-_MLP = Images("mlp", 1.0, 128, 28, 1, norm="none")
-_RESNET50 = Images("resnet50", 1.0, 64, 224, num_classes=1000)
+_MLP = ImageNetwork("mlp", 1.0, 128, 28, 1, norm="none")
+_RESNET50 = ImageNetwork("resnet50", 1.0, 64, 224, num_classes=1000)
 
 CASES = {
   "mlp": Case(
@@ -65,25 +65,27 @@ CASES = {
     (*alrao(1, 2, 5, 10, 20, 50), bare(10), bare(50), _COLLAPSED, *PEERS),
     steps=20,
   ),
-  "small_cnn": Case(Images("small_cnn"), _ALRAO + PEERS, steps=10),
-  "googlenet_narrow": Case(Images("googlenet", 1 / 8), _ALRAO + PEERS),
-  "mobilenet_v2_narrow": Case(Images("mobilenet_v2", 1 / 8), _ALRAO + PEERS),
-  "vgg19_narrow": Case(Images("vgg19", 1 / 4), _ALRAO + PEERS),
+  "small_cnn": Case(ImageNetwork("small_cnn"), _ALRAO + PEERS, steps=10),
+  "googlenet_narrow": Case(ImageNetwork("googlenet", 1 / 8), _ALRAO + PEERS),
+  "mobilenet_v2_narrow": Case(ImageNetwork("mobilenet_v2", 1 / 8), _ALRAO + PEERS),
+  "vgg19_narrow": Case(ImageNetwork("vgg19", 1 / 4), _ALRAO + PEERS),
   "resnet50_narrow": Case(
     _RESNET50._replace(width=1 / 4, batch_size=32, side=64), _ALRAO + PEERS
   ),
-  "lstm": Case(Symbols("lstm", 70), _ALRAO + PEERS),
-  "decoder": Case(Symbols("decoder", 128), _ALRAO + PEERS),
-  "googlenet": Case(Images("googlenet"), _ALRAO),
-  "mobilenet_v2": Case(Images("mobilenet_v2"), _ALRAO),
-  "vgg19": Case(Images("vgg19"), _ALRAO),
+  "lstm": Case(TextNetwork("lstm", 70), _ALRAO + PEERS),
+  "decoder": Case(TextNetwork("decoder", 128), _ALRAO + PEERS),
+  "googlenet": Case(ImageNetwork("googlenet"), _ALRAO),
+  "mobilenet_v2": Case(ImageNetwork("mobilenet_v2"), _ALRAO),
+  "vgg19": Case(ImageNetwork("vgg19"), _ALRAO),
   # For accelerators.
   "resnet50": Case(_RESNET50, _ALRAO),
   "resnet50_bfloat16": Case(_RESNET50._replace(dtype=jnp.bfloat16), _ALRAO),
-  "googlenet_bfloat16": Case(Images("googlenet", dtype=jnp.bfloat16), _ALRAO),
-  "mobilenet_v2_bfloat16": Case(Images("mobilenet_v2", dtype=jnp.bfloat16), _ALRAO),
-  "vgg19_bfloat16": Case(Images("vgg19", dtype=jnp.bfloat16), _ALRAO),
-  "lstm_words": Case(Symbols("lstm", 70, 10_000, "words", chunks=20), _ALRAO),
+  "googlenet_bfloat16": Case(ImageNetwork("googlenet", dtype=jnp.bfloat16), _ALRAO),
+  "mobilenet_v2_bfloat16": Case(
+    ImageNetwork("mobilenet_v2", dtype=jnp.bfloat16), _ALRAO
+  ),
+  "vgg19_bfloat16": Case(ImageNetwork("vgg19", dtype=jnp.bfloat16), _ALRAO),
+  "lstm_words": Case(TextNetwork("lstm", 70, 10_000, "words", chunks=20), _ALRAO),
 }
 
 

@@ -12,16 +12,16 @@ import pytest
 import alrao_jax
 from benchmarks import costs, records, timing
 from benchmarks.console import OptionError
-from benchmarks.costs import _cost, many_seeds, memory, torch
-from benchmarks.costs._contenders import SGD, Images
+from benchmarks.costs import _cost, many_seeds, memory, pytorch
+from benchmarks.costs._contenders import SGD, ImageNetwork
 from benchmarks.costs.many_seeds import ManySeeds
 from benchmarks.costs.memory import Layer, Memory
+from benchmarks.costs.pytorch import PyTorch
 from benchmarks.costs.steps import CASES, Case, Steps
-from benchmarks.costs.torch import Torch
 from benchmarks.records import RecordError
 from benchmarks.studies import guard
 
-NETWORK = Images("mlp", 1 / 32, 8, 6, 1, norm="none")
+NETWORK = ImageNetwork("mlp", 1 / 32, 8, 6, 1, norm="none")
 MEASURED = records.load_costs([records.archive("costs")])
 
 
@@ -100,7 +100,7 @@ def test_every_committed_cost_has_its_table(record):
       "5 rounds; device cpu, cores 1, jax 0.10.2, flax 0.12.8, optax 0.2.8, ",
     ),
     (
-      "torch",
+      "pytorch",
       "sgd",
       "### Plain SGD, JAX beside PyTorch",
       "| mlp | 3.14 | 6.60 | 0.48 | 0.46 to 0.50 |",
@@ -140,8 +140,8 @@ def test_by_default_nothing_is_written_to_the_committed_records():
 def test_unknown_and_incomplete_costs_are_named():
   with pytest.raises(RecordError, match="must be one of many_seeds, .*got 'nonsense'"):
     costs.table({"table": "nonsense"})
-  with pytest.raises(RecordError, match="the record of torch, sgd, lacks .*'rows'"):
-    costs.table({"table": "torch", "case": "sgd"})
+  with pytest.raises(RecordError, match="the record of pytorch, sgd, lacks .*'rows'"):
+    costs.table({"table": "pytorch", "case": "sgd"})
 
 
 @pytest.mark.parametrize(
@@ -150,8 +150,8 @@ def test_unknown_and_incomplete_costs_are_named():
     (Steps(cases=("nonsense",)), "--cases knows mlp, .* not .'nonsense'."),
     (Steps(rounds=0), "--rounds must be at least 1, got 0"),
     (Steps(compilations=0), "--compilations must be at least 1, got 0"),
-    (Torch(networks=("nonsense",)), "--networks knows mlp"),
-    (Torch(steps=0), "--steps must be at least 1, got 0"),
+    (PyTorch(networks=("nonsense",)), "--networks knows mlp"),
+    (PyTorch(steps=0), "--steps must be at least 1, got 0"),
     (ManySeeds(networks=("nonsense",)), "--networks knows"),
     (ManySeeds(num_seeds=(0,)), "--num-seeds must be at least 1"),
     (Memory(layer=Layer(features=0)), "--features must be at least 1, got 0"),
@@ -224,14 +224,14 @@ def test_layers_of_two_sizes_are_two_measurements():
 def test_steps_take_turns_with_those_of_pytorch(monkeypatch):
   """Without PyTorch: both run once before the clock, then as often as each other."""
   steps = []
-  monkeypatch.setattr(torch, "torch_step", lambda *_: fake)
+  monkeypatch.setattr(pytorch, "torch_step", lambda *_: fake)
 
   def fake(count):
     steps.append(count)
     return 4.0
 
-  monkeypatch.setattr(torch, "CASES", {"mlp": Case(NETWORK, ())})
-  row = torch.compare(None, "mlp", rounds=3, steps=2)
+  monkeypatch.setattr(pytorch, "CASES", {"mlp": Case(NETWORK, ())})
+  row = pytorch.compare(None, "mlp", rounds=3, steps=2)
   assert steps == [2] * 4
   assert row["torch_milliseconds"] == 2000
   assert 0 < row["jax_milliseconds"] < 2000
@@ -241,10 +241,10 @@ def test_steps_take_turns_with_those_of_pytorch(monkeypatch):
 def test_measurements_say_which_pytorch(tmp_path, monkeypatch):
   row = {"network": "mlp", "jax_milliseconds": 1.0, "torch_milliseconds": 2.0}
   row |= {"ratio": 0.5, "ratio_quartiles": [0.4, 0.6]}
-  monkeypatch.setattr(torch, "compare", lambda *_: row)
+  monkeypatch.setattr(pytorch, "compare", lambda *_: row)
   module = types.SimpleNamespace(__version__="9.9")
   monkeypatch.setitem(sys.modules, "torch", module)
-  Torch(networks=("mlp",), out=tmp_path / "out")()
+  PyTorch(networks=("mlp",), out=tmp_path / "out")()
   (record,) = collected(tmp_path / "out", tmp_path)
   assert "| mlp | 1.00 | 2.00 | 0.50 | 0.40 to 0.60 |" in costs.table(record)
   assert "torch 9.9" in costs.table(record)
@@ -253,13 +253,13 @@ def test_measurements_say_which_pytorch(tmp_path, monkeypatch):
 def test_without_pytorch_the_command_says_how_to_get_it(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, "torch", None)
   with pytest.raises(OptionError, match="pip install torch"):
-    Torch(out=tmp_path / "out")()
+    PyTorch(out=tmp_path / "out")()
 
 
 def test_steps_are_compared_with_those_of_pytorch_where_there_is_one(tmp_path):
   pytest.importorskip("torch", reason="PyTorch is no dependency")
   out = tmp_path / "out"
-  Torch(networks=("mlp",), rounds=1, steps=1, out=out)()
+  PyTorch(networks=("mlp",), rounds=1, steps=1, out=out)()
   ((row,),) = (record["rows"] for record in collected(out, tmp_path))
   assert row["network"] == "mlp"
   assert row["torch_milliseconds"] > 0
@@ -270,6 +270,6 @@ def test_steps_are_compared_with_those_of_pytorch_where_there_is_one(tmp_path):
 )
 def test_networks_of_pytorch_have_as_many_parameters(name, more):
   module = pytest.importorskip("torch", reason="PyTorch is no dependency")
-  net, _ = torch.NETWORKS[name](module)
+  net, _ = pytorch.NETWORKS[name](module)
   expected = CASES[name].network.workload(SGD).num_parameters + more
   assert sum(p.numel() for p in net.parameters()) == expected

@@ -16,8 +16,8 @@ from benchmarks.costs import _contenders, _step_times, steps
 from benchmarks.costs._contenders import (
   SGD,
   Contender,
-  Images,
-  Symbols,
+  ImageNetwork,
+  TextNetwork,
   alrao,
   bare,
   collapsed,
@@ -25,7 +25,7 @@ from benchmarks.costs._contenders import (
 from benchmarks.costs.steps import CASES, Case
 
 CASE = Case(
-  Images("mlp", 1 / 32, 8, 6, 1, norm="none"),
+  ImageNetwork("mlp", 1 / 32, 8, 6, 1, norm="none"),
   (
     *alrao(1, 4),
     bare(4),
@@ -127,7 +127,7 @@ def test_costs_are_those_of_the_networks(rows):
 
 
 def test_outputs_in_chunks_are_held_one_chunk_at_a_time():
-  words = Symbols("lstm", 70, 10_000, "words", chunks=20)
+  words = TextNetwork("lstm", 70, 10_000, "words", chunks=20)
   whole = 4 * 20 * 70 * 10_000
   assert words.output_bytes(None) == whole  # an ordinary layer's are never divided
   assert words.output_bytes(10) == whole // 2
@@ -178,7 +178,11 @@ def test_bare_arithmetic_steps_as_the_library_does():
 
 @pytest.mark.parametrize(
   "network",
-  [Images("small_cnn"), Images("mlp"), Symbols("lstm", 4, 7, batch_size=2)],
+  [
+    ImageNetwork("small_cnn"),
+    ImageNetwork("mlp"),
+    TextNetwork("lstm", 4, 7, batch_size=2),
+  ],
 )
 def test_only_the_plain_mlp_can_be_bare(network):
   with pytest.raises(ValueError, match="bare=True"):
@@ -216,7 +220,7 @@ def test_quick_look_times_the_steps_it_is_asked_for(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("network", ["lstm", "decoder"])
 def test_networks_for_text_have_costs_too(network):
-  case = Case(Symbols(network, 4, 7, batch_size=2), alrao(3))
+  case = Case(TextNetwork(network, 4, 7, batch_size=2), alrao(3))
   with jax.numpy_rank_promotion("allow"):  # within flax's own layers
     sgd, _, heads = steps.compare(
       case, rounds=1, compilations=1, console=Console(quiet=True)

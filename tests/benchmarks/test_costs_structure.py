@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 import alrao_jax
-from benchmarks.costs._contenders import SGD, Images, alrao
+from benchmarks.costs._contenders import SGD, ImageNetwork, alrao
 from benchmarks.methods import METHODS, Setting
 
 from test_networks import network_shapes, num_parameters  # isort: skip
 
-NETWORK = Images("mlp", 1 / 32, 8, 6, 1, norm="none")
+NETWORK = ImageNetwork("mlp", 1 / 32, 8, 6, 1, norm="none")
 NUM_HEADS = 4
 (ALRAO,) = alrao(NUM_HEADS)
 
