@@ -103,10 +103,12 @@ def _run(prepare: Any, command: str, rest: Sequence[str]) -> None:
   except REFUSALS as error:
     _refuse(str(error))
   except KeyboardInterrupt:
-    _say(
-      "\ninterrupted; the same command (run: with --resume) goes on after the last "
-      "checkpoint."
+    kept = (
+      "what was measured is kept, and the same command measures anew."
+      if command == "cost"
+      else "the same command (run: with --resume) goes on after the last checkpoint."
     )
+    _say(f"\ninterrupted; {kept}")
     sys.exit(130)
 
 

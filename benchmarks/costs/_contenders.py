@@ -198,7 +198,7 @@ class TextNetwork(NamedTuple):
 
   Attributes:
     network: ``"lstm"`` or ``"decoder"``.
-    length: TextNetwork of each stream in a step.
+    length: Symbols of each stream in a step.
     vocabulary_size: Number of symbols; Penn Treebank has 50 characters.
     level: What they are.
     output_layer: The output layer.

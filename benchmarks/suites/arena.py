@@ -8,7 +8,6 @@ Who takes part is said in `benchmarks.methods.ARENA`, the tasks are those of
 """
 
 import dataclasses
-import datetime
 import functools
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from benchmarks import records
 from benchmarks.console import Display, refuse, writing_to
 from benchmarks.methods import ARENA, METHODS, MethodName
 from benchmarks.suites._suite import Preset, Suite, check_options, sweep
+from benchmarks.timing import in_turns
 from benchmarks.training import Plan, make_plan
 from benchmarks.workloads.short import (
   ARENA_TASKS,
@@ -205,12 +205,8 @@ def measure_costs(
   if not missing:
     return
   names = list(dict.fromkeys([REFERENCE, *missing]))
-  timers = {name: _timer(task, data, name) for name in names}
-  generator = np.random.default_rng(0)
-  seconds = {name: np.zeros(ROUNDS) for name in names}
-  for i in range(ROUNDS):
-    for j in generator.permutation(len(names)):
-      seconds[names[j]][i] = timers[names[j]]()
+  times = in_turns([_timer(task, data, name) for name in names], ROUNDS)
+  seconds = dict(zip(names, times.T, strict=True))
   rows = [
     {
       "kind": "cost",
@@ -219,8 +215,7 @@ def measure_costs(
       "optimizer": name,
       "ratio": float(np.median(seconds[name] / seconds[REFERENCE])),
       "milliseconds": 1e3 * float(np.median(seconds[name])) / STEPS,
-      "environment": records.environment(),
-      "date": datetime.date.today().isoformat(),
+      **records.now(),
     }
     for name in missing
   ]

@@ -12,8 +12,9 @@ import pytest
 from training_cases import quiet
 
 from benchmarks import __main__ as command
-from benchmarks import records, suites, training
+from benchmarks import costs, records, suites, training
 from benchmarks.console import OutputError, writing_to
+from benchmarks.costs import memory
 from benchmarks.suites import _suite
 from benchmarks.suites.cifar10 import Cifar10, ImageOptions
 
@@ -69,7 +70,7 @@ def one_line(said: str) -> bool:
 def test_every_name_is_listed(run_main):
   code, said = run_main("list")
   assert code == 0
-  for name in suites.names():
+  for name in (*suites.names(), *costs.names()):
     assert f"  {name} " in said
   assert "The papers' main table" in said
 
@@ -120,6 +121,31 @@ def test_interrupt_says_how_to_go_on(run_main, monkeypatch):
   code, said = run_main("sweep", "cifar10")
   assert code == 130
   assert "goes on after the last checkpoint" in said
+
+
+def test_a_cost_is_measured_written_and_shown(run_main):
+  options = (
+    "--features 2 --num-classes 3 --batch-size 4 --chunks 1 2 --rounds 1".split()
+  )
+  code, said = run_main("cost", "memory", *options)
+  assert code == 0
+  assert "### Output layer of 3 classes on 2 features, batch 4" in said
+  (record,) = records.load_costs([Path("out/costs")])
+  assert costs.table(record) in said
+  code, said = run_main("cost", "memory", "--chunks", "3")
+  assert code == 2
+  assert one_line(said)
+  assert "--chunks must divide --batch-size 128" in said
+
+
+def test_an_interrupted_cost_has_no_checkpoint(run_main, monkeypatch):
+  def interrupted(*_):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(memory, "compare", interrupted)
+  code, said = run_main("cost", "memory")
+  assert code == 130
+  assert "measures anew" in said
 
 
 # --- Where results go
@@ -325,7 +351,7 @@ def test_a_sweep_starts_a_run_with_a_damaged_checkpoint_anew(begun, damage, caps
 def test_a_checkpoint_of_another_network_is_told(begun):
   suite, plan, folder = begun
   other = suite.workload(ImageOptions(**{**vars(OPTIONS), "width": 1 / 8}))
-  with pytest.raises(training.CheckpointError, match="delete this folder"):
+  with pytest.raises(training.CheckpointError, match="of another network or optimizer"):
     training.train(other, plan, quiet())
 
 

@@ -1,6 +1,6 @@
 """Steps of plain SGD in JAX beside PyTorch's, on a CPU and on like networks.
 
-    pip install torch && python -m benchmarks cost torch
+    pip install torch && python -m benchmarks cost pytorch
 
 PyTorch is no dependency of this project: this tells newcomers without an accelerator
 what JAX itself costs or spares them there, apart from Alrao. The networks are the same
@@ -141,10 +141,10 @@ def compare(torch: Any, name: str, rounds: int, steps: int) -> Record:
 
 
 @dataclasses.dataclass(frozen=True)
-class Torch(Cost):
+class PyTorch(Cost):
   """Time steps of plain SGD in JAX and in PyTorch, in turns within one process."""
 
-  name = "torch"
+  name = "pytorch"
   networks: tuple[str, ...] = tuple(NETWORKS)
   """Which networks."""
   rounds: int = 30
@@ -170,7 +170,7 @@ class Torch(Cost):
     try:
       import torch  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-      raise OptionError("cost torch needs PyTorch: pip install torch") from error
+      raise OptionError("cost pytorch needs PyTorch: pip install torch") from error
     rows = [compare(torch, name, self.rounds, self.steps) for name in self.networks]
     found = {"rounds": self.rounds, "steps": self.steps, "rows": rows}
     found["environment"] = {"torch": torch.__version__}
@@ -195,4 +195,4 @@ def table(found: Record) -> str:
   return render(title, header, rows, records.conditions(found))
 
 
-COST = Torch
+COST = PyTorch
