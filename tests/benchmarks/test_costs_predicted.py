@@ -149,7 +149,8 @@ def test_predictions_on_all_meshes_make_a_table(tmp_path, monkeypatch):
 
 def test_compiled_steps_are_set_beside_the_predictions(tmp_path, monkeypatch):
   split = dataclasses.replace(SETUP, mesh=(2, 2))
-  monkeypatch.setattr(predicted, "SETUPS", (SETUP, split))
+  larger = dataclasses.replace(SETUP, mesh=(1024, 1))  # no process has as many devices
+  monkeypatch.setattr(predicted, "SETUPS", (SETUP, split, larger))
   monkeypatch.setattr(jax.config, "update", lambda *_: None)  # devices are made once
   one = predicted.StepCost(9.5, 2.0, 1000, 20, 3.0, 0)
   two = predicted.StepCost(10.0, 4.0, 1000, 20, 4.0, 0)
@@ -162,3 +163,4 @@ def test_compiled_steps_are_set_beside_the_predictions(tmp_path, monkeypatch):
   # On one device nothing is sent.
   assert f"| mlp | 0.0625 | 6 | 10 | 4 | 8 | 1x1 | alrao | {cells} |  |" in text
   assert f"| mlp | 0.0625 | 6 | 10 | 4 | 8 | 2x2 | alrao | {cells} | 0.000 |" in text
+  assert len(record["rows"]) == 2
