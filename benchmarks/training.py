@@ -593,7 +593,11 @@ class Checkpoints:
       self._manager.save(steps, args=args)
       self._manager.wait_until_finished()
       if jax.process_index() == 0:
-        sums = {"steps": steps, "files": self._sums(steps)}
+        sums = {
+          "steps": steps,
+          "leaves": _describe_leaves(leaves),
+          "files": self._sums(steps),
+        }
         records.write_text(self._folder / SUMS, json.dumps(sums))
     except (OSError, ValueError, RuntimeError) as error:
       if found := DISK.search(str(error)):
@@ -634,8 +638,8 @@ class Checkpoints:
     steps = self._manager.latest_step()
     if steps is None:
       return None
-    self._check(steps)
     leaves, treedef = jax.tree.flatten(like)
+    self._check(steps, leaves)
     shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, _filled(leaves))
     args = ocp.args.Composite(
       leaves=ocp.args.StandardRestore(shapes), notes=ocp.args.JsonRestore()
@@ -645,13 +649,17 @@ class Checkpoints:
     leaves = [next(restored) if leaf.size else leaf for leaf in leaves]
     return jax.tree.unflatten(treedef, leaves), found["notes"]
 
-  def _check(self, steps: int) -> None:
-    """Compares files with what was written, since Orbax trusts what it reads."""
+  def _check(self, steps: int, leaves: list[Any]) -> None:
+    """Compares with what was written: Orbax trusts its files, and fails noisily."""
     path = self._folder / SUMS
     sums = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     # A process killed before it wrote the sums leaves none, or those of another step.
-    if sums.get("steps") == steps and sums["files"] != self._sums(steps):
+    if sums.get("steps") != steps:
+      return
+    if sums["files"] != self._sums(steps):
       raise ValueError("its files are not as they were written")
+    if sums["leaves"] != _describe_leaves(leaves):
+      raise ValueError("it is of another network or optimizer")
 
   def _sums(self, steps: int) -> dict[str, str]:
     """A checksum of each file of a checkpoint."""
@@ -682,6 +690,11 @@ def delete(folder: Path) -> None:
   shutil.rmtree(folder, ignore_errors=True)
   with contextlib.suppress(OSError):
     folder.parent.rmdir()
+
+
+def _describe_leaves(leaves: list[Any]) -> list[str]:
+  """Shape and type of each."""
+  return [f"{leaf.dtype}{list(leaf.shape)}" for leaf in leaves]
 
 
 def _filled(leaves: list[Any]) -> list[Any]:
