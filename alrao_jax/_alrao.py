@@ -207,9 +207,9 @@ def in_float32(
       given of its own stays, such as ``optax.scale_by_adam(mu_dtype=jnp.bfloat16)``.
 
   Returns:
-    The transformation. Its state is that of ``tx`` for float32 parameters; its updates
-    have the dtypes of the gradients. Leaves of float32, float64 or integers, and
-    complex ones, are left alone and cost nothing.
+    The transformation. Its state is that of ``tx`` for float32 parameters, and keeps
+    its dtypes; its updates have the dtypes of the gradients. Leaves of float32,
+    float64 or integers, and complex ones, are left alone and cost nothing.
 
   Raises:
     TypeError: If ``tx`` is no gradient transformation.
@@ -234,10 +234,10 @@ def in_float32(
     return tx.init(_widened(params))
 
   def update_fn(updates, state, params=None, **extra_args):
-    new_updates, state = tx.update(
+    new_updates, new_state = tx.update(
       _widened(updates), state, _widened(params), **extra_args
     )
-    return _with_dtypes_of(updates, new_updates), state
+    return _with_dtypes_of(updates, new_updates), _with_dtypes_of(state, new_state)
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -265,9 +265,10 @@ def _with_dtypes_of(like, tree):
   """The tree with the dtypes of another one of its structure; integers as they are."""
 
   def cast(leaf, target):
+    dtypes = [getattr(x, "dtype", np.dtype(object)) for x in (leaf, target)]
     for kind in (jnp.floating, jnp.complexfloating):
-      if all(jnp.issubdtype(jnp.result_type(x), kind) for x in (leaf, target)):
-        return jnp.asarray(leaf).astype(jnp.result_type(target))
+      if all(jnp.issubdtype(dtype, kind) for dtype in dtypes):
+        return leaf.astype(target.dtype)
     return leaf
 
   return jax.tree.map(cast, tree, like)
@@ -324,7 +325,8 @@ class SteppedAverage(NamedTuple):
 
   Attributes:
     x: Like the parameters, in float32 or wider: their average.
-    z: Likewise: the sum of all steps, which rounded parameters don't tell.
+    z: Likewise: the sum of all steps, which rounded parameters don't tell. What else
+      moves the parameters, such as a projection, moves neither.
   """
 
   x: Any
@@ -551,13 +553,22 @@ def _follow_rounded(average, steps, params, count, interpolation, power):
   def towards(x, z):
     return x + _share(count, power, x.dtype) * (z - x)
 
-  def move(x, z, y):
+  def move(x, z, old_x, old_z, y):
     beta = jnp.asarray(interpolation, x.dtype)
-    return (1 - beta) * z + beta * x - y
+    before, after = ((1 - beta) * b + beta * a for a, b in ((old_x, old_z), (x, z)))
+    wide = y.astype(x.dtype)
+    # What rounding lost of the last moves comes along: up to half of the distance to
+    # the next number, and a little. All else that was done to y is not ours.
+    lost = before - wide
+    towards = jnp.where(lost < 0, -jnp.inf, jnp.inf).astype(y.dtype)
+    reach = 0.55 * jnp.abs(jnp.nextafter(y, towards).astype(x.dtype) - wide)
+    return after - before + jnp.clip(lost, -reach, reach)
 
-  z = jax.tree.map(step_z, average.z, steps, params)
-  x = jax.tree.map(towards, average.x, z)
-  return jax.tree.map(move, x, z, _widened(params)), SteppedAverage(x, z)
+  old_x, old_z = average
+  z = jax.tree.map(step_z, old_z, steps, params)
+  x = jax.tree.map(towards, old_x, z)
+  moves = jax.tree.map(move, x, z, old_x, old_z, params)
+  return moves, SteppedAverage(x, z)
 
 
 def eval_params(opt_state: Any, params: Any) -> Any:
@@ -672,15 +683,11 @@ def _scale_by_gathered_rates(key, interval, narrowest, reading):
     del extra_args
     rates = state.rates
     drawn = _drawn(narrowest, rates.quantiles, head_log_weights)
-    at_collapse = GatherUnitsState(
-      collapsed=jnp.zeros_like(state.collapsed),
-      interval=rates.head_distribution,
-      bounds=rates.unit_distribution,
-      drawn=drawn,
-      rates=rates,
-    )
+    since = (state.interval, state.bounds, state.drawn)
+    now = (rates.head_distribution, rates.unit_distribution, drawn)
     choose = lambda new, old: jnp.where(state.collapsed, new, old)  # noqa: E731
-    state = jax.tree.map(choose, at_collapse, state)
+    since = jax.tree.map(choose, now, since)
+    state = GatherUnitsState(jnp.zeros_like(state.collapsed), *since, rates)
     units = _gathered(interval, narrowest, state, drawn)
     updates, rates = scale_by(units).update(updates, rates, params)
     return updates, state._replace(rates=rates)
