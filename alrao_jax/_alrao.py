@@ -243,9 +243,8 @@ def in_float32(
 
 
 def _is_half(leaf):
-  dtype = getattr(leaf, "dtype", None)
-  floating = dtype is not None and jnp.issubdtype(dtype, jnp.floating)
-  return floating and dtype.itemsize < 4
+  dtype = getattr(leaf, "dtype", np.dtype(object))
+  return jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 4
 
 
 def _widened(tree):
@@ -274,13 +273,13 @@ def _with_dtypes_of(like, tree):
   return jax.tree.map(cast, tree, like)
 
 
-def _add_decayed_weights(call, weight_decay, mask):
+def _add_decayed_weights(call: str, weight_decay: optax.ScalarOrSchedule, mask: Any):
   """`optax.add_decayed_weights`, whatever the type of the number or its schedule."""
+  number: Any = weight_decay
   if not callable(weight_decay):
     _checks.check_non_negative(call, "weight_decay", weight_decay)
-    if _checks.is_concrete(weight_decay):
-      weight_decay = float(weight_decay)
-  decay = optax.add_decayed_weights(weight_decay, mask)
+    number = float(weight_decay) if _checks.is_concrete(weight_decay) else weight_decay
+  decay: Any = optax.add_decayed_weights(number, mask)
 
   def update_fn(updates, state, params=None):
     # An array of another dtype would promote the updates.
@@ -339,16 +338,17 @@ class GatherUnitsState(NamedTuple):
   Attributes:
     collapsed: A bool scalar: whether heads were taken out since the last update. The
       next one then leaves the units' bounds where they are.
-    interval: The optimizer's interval at the last collapse, before one that at `init`.
-    bounds: The bounds that the units had then.
-    drawn: Shape ``(2,)``: how far the posterior drew in both ends of the interval
+    interval: Shape ``(2,)``, both ends of the optimizer's interval at the last
+      collapse; before one, at `init`.
+    bounds: Shape ``(2,)``, the bounds that the units' rates had then.
+    drawn: Shape ``(2,)``, how far the posterior drew in both ends of the interval
       then, as shares of its width; 0 at `init`.
     rates: State of :func:`scale_by_unit_rates`, with the units' bounds of now.
   """
 
   collapsed: jax.Array
-  interval: LogUniform
-  bounds: LogUniform
+  interval: jax.Array
+  bounds: jax.Array
   drawn: jax.Array
   rates: ScaleByUnitRatesState
 
@@ -643,14 +643,13 @@ def averages_by_path(call: str, opt_state: Any, params: Any) -> dict[str, Any]:
   )
 
 
-def _scale_by_root_mean_square(b2, eps):
+def _scale_by_root_mean_square(b2: Any, eps: Any):
   """Adam without its average of gradients, whose place the interpolation takes."""
-  b2, eps = (float(x) if _checks.is_concrete(x) else x for x in (b2, eps))
   if _is_half(b2):
     # optax.inject_hyperparams rounds numbers to the parameters' dtype, and 0.999 to 1
     # in bfloat16, at which nothing is averaged: the middle of what is rounded to 1.
     below_one = 1 - float(jnp.finfo(b2.dtype).epsneg) / 4
-    b2 = jnp.minimum(b2.astype(jnp.float32), below_one)
+    b2 = jnp.minimum(jnp.asarray(b2, jnp.float32), below_one)
   adam = optax.scale_by_rms(b2, eps, eps_in_sqrt=False, bias_correction=True)
 
   def update_fn(updates, state, params=None):
@@ -669,12 +668,11 @@ def _scale_by_gathered_rates(key, interval, narrowest, reading):
     return scale_by_unit_rates(key, *interval, distribution=units, **reading)
 
   def init_fn(params):
-    rates = scale_by(interval).init(params)
+    rates: Any = scale_by(interval).init(params)
     return GatherUnitsState(
       collapsed=jnp.zeros([], bool),
-      # Copies: a donated state must not hold one buffer twice.
-      interval=jax.tree.map(jnp.copy, rates.head_distribution),
-      bounds=jax.tree.map(jnp.copy, rates.unit_distribution),
+      interval=jnp.stack(rates.head_distribution),
+      bounds=jnp.stack(rates.unit_distribution),
       drawn=jnp.zeros([2], rates.quantiles.dtype),
       rates=rates,
     )
@@ -683,11 +681,12 @@ def _scale_by_gathered_rates(key, interval, narrowest, reading):
     del extra_args
     rates = state.rates
     drawn = _drawn(narrowest, rates.quantiles, head_log_weights)
-    since = (state.interval, state.bounds, state.drawn)
-    now = (rates.head_distribution, rates.unit_distribution, drawn)
-    choose = lambda new, old: jnp.where(state.collapsed, new, old)  # noqa: E731
-    since = jax.tree.map(choose, now, since)
-    state = GatherUnitsState(jnp.zeros_like(state.collapsed), *since, rates)
+    ends = (rates.head_distribution, rates.unit_distribution)
+    now = jnp.stack([*map(jnp.stack, ends), drawn])
+    since = jnp.stack([state.interval, state.bounds, state.drawn])
+    since = jnp.where(state.collapsed, now, since)
+    never = jnp.zeros_like(state.collapsed)
+    state = GatherUnitsState(never, since[0], since[1], since[2], rates)
     units = _gathered(interval, narrowest, state, drawn)
     updates, rates = scale_by(units).update(updates, rates, params)
     return updates, state._replace(rates=rates)
@@ -717,18 +716,16 @@ def _drawn(narrowest, quantiles, head_log_weights):
 
 def _gathered(interval, narrowest, state: GatherUnitsState, drawn):
   """The bounds of the units' rates, where the posterior has drawn them since."""
-  dtype = drawn.dtype
-  low, high = (jnp.asarray(end, dtype) for end in interval)
-  width = jnp.log(high) - jnp.log(low)
-  moved = (drawn - state.drawn) * width
-  # Factors of 1, exactly, where neither posterior nor interval moved.
-  start = state.bounds.min_learning_rate * (low / state.interval.min_learning_rate)
-  end = state.bounds.max_learning_rate * (high / state.interval.max_learning_rate)
-  start, end = start * jnp.exp(moved[0]), end * jnp.exp(-moved[1])
+  ends = jnp.stack([jnp.asarray(end, drawn.dtype) for end in interval])
+  inward = jnp.array([1, -1], drawn.dtype)
+  width = jnp.log(ends[1]) - jnp.log(ends[0])
+  # Factors of 1, exactly, where neither posterior nor interval moved; in two halves,
+  # since one may overflow where no bound does.
+  half = jnp.exp((drawn - state.drawn) * inward * width / 2)
+  bounds = state.bounds * (ends / state.interval) * half * half
   # A posterior may lose more than the units' width after a collapse to heads that are
   # far apart. The tolerance is for rounding.
-  least = jnp.asarray(narrowest, dtype) * (1 - 1e-4) * width
-  widen = jnp.exp(jnp.maximum(least - (jnp.log(end) - jnp.log(start)), 0) / 2)
-  return LogUniform(
-    jnp.clip(start / widen, low, high), jnp.clip(end * widen, low, high)
-  )
+  least = jnp.asarray(narrowest, drawn.dtype) * (1 - 1e-4) * width
+  lack = jnp.maximum(least - (jnp.log(bounds[1]) - jnp.log(bounds[0])), 0)
+  bounds = bounds * jnp.exp(-lack / 2 * inward)
+  return LogUniform(*jnp.clip(bounds, ends[0], ends[1]))
