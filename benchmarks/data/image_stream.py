@@ -25,7 +25,7 @@ Crop = Callable[[int, int, int], tuple[Box, bool]]
 
 # Images among which those of shards are mixed: a batch reads all row groups that it has
 # images of, so mixing further costs more reading. Row groups come in random order. A
-# window's groups must fit in `image_parquet.MAX_KEPT`, or every batch reads them anew:
+# window's groups must fit in `imagenet.MAX_KEPT`, or every batch reads them anew:
 # ImageNet's images have 115 kB each, in groups of about 100. Every process that reads
 # keeps its own.
 WINDOW = 2048
