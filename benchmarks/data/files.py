@@ -90,12 +90,11 @@ def read_file(path: Path, max_bytes: int, *, pipe: bool = False) -> bytes:
   check_file(path, max_bytes, pipe=pipe)
   try:
     with path.open("rb") as file:
-      content = file.read(max_bytes + 1)
+      # In pieces: the size of a pipe is not known, and that of a file can be wrong.
+      stream = Bounded(path, file, max_bytes)
+      return b"".join(iter(lambda: stream.read(CHUNK), b""))
   except OSError as error:
     raise DataError(f"{path}: cannot be read ({reason(error)}).") from error
-  if len(content) > max_bytes:
-    raise DataError(f"{path}: holds more than {max_bytes:,} bytes; another file.")
-  return content
 
 
 def unzip(path: Path, content: bytes, max_bytes: int) -> bytes:
@@ -147,8 +146,8 @@ class Bounded:
     self._left -= len(content)
     if self._left < 0:
       raise DataError(
-        f"{self._path}: holds more than {self._max_bytes:,} bytes once decompressed, "
-        "so it is not what its name says; get it anew."
+        f"{self._path}: holds more than {self._max_bytes:,} bytes, so it is not what "
+        "its name says; get it anew."
       )
     return content
 

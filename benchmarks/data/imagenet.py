@@ -210,9 +210,11 @@ class ParquetImages:
           f"{path}: other names of classes than in {self._paths[0].name}."
         )
       labels.append(shard.labels(len(self.class_names) or max(NUM_CLASSES.values())))
-    self.labels = np.concatenate(labels)
-    if not self.labels.size:
+    if not sum(sizes):
       raise DataError(f"{folder}: no {split} images in its shards.")
+    # Those of shards before the first that names the classes, too.
+    num_classes = len(self.class_names) or max(NUM_CLASSES.values())
+    self.labels = check_labels(folder, np.concatenate(labels), num_classes)
     self.bounds = np.concatenate([[0], np.cumsum(sizes)])
     self._open_none()
 
