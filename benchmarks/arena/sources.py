@@ -85,7 +85,7 @@ def _decode(paths: list[Path]) -> Part:
             f"{shard.path}: image {position - first}: damaged, or neither JPEG, PNG "
             "nor WebP; get it anew."
           )
-        images[position] = image.resize((32, 32), Image.Resampling.BOX)
+        images[position] = np.asarray(image.resize((32, 32), Image.Resampling.BOX))
         position += 1
   return Part(images, labels)
 

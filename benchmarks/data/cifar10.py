@@ -282,6 +282,7 @@ def _check_opcodes(content: bytes, max_opcodes: int) -> None:
   long as the largest number under which something is remembered: nine bytes can ask for
   all memory. An empty set takes 200 times the byte that makes it.
   """
+  argument: Any
   for number, (opcode, argument, _) in enumerate(pickletools.genops(content)):
     if number >= max_opcodes:
       raise DataError(f"holds more than {max_opcodes:,} objects, too many; refused.")
