@@ -246,13 +246,15 @@ BINARY = BatchFiles(
 
 # What the stand-ins below restore, in numpy's notation.
 DTYPES = ("|u1", "<i4", "<i8")
-# An image's label, as one of numpy's integers, and its file's name take a dozen.
+# For an image: its label, as one of numpy's integers, and its file's name take a dozen,
+# one of them a tuple.
 MAX_OPCODES = 20
+MAX_TUPLES = 2
 
 
 def _parse_pickle(where: str, content: bytes, count: int) -> Split:
   try:
-    _check_opcodes(content, 1_000 + MAX_OPCODES * count)
+    _check_opcodes(content, count)
     batch = _Unpickler(io.BytesIO(content), encoding="bytes").load()
     batch = {_text(key): value for key, value in batch.items()}
     rows, labels = (_plain(batch[name]) for name in ("data", "labels"))
@@ -275,17 +277,22 @@ def _parse_pickle(where: str, content: bytes, count: int) -> Split:
   return Split(_rows_to_images(rows), check_labels(where, labels, NUM_CLASSES))
 
 
-def _check_opcodes(content: bytes, max_opcodes: int) -> None:
+def _check_opcodes(content: bytes, count: int) -> None:
   """Raises an error unless a pickle takes about as much memory as its bytes.
 
   An unpickler allocates what a length says before it reads that much, and a table as
   long as the largest number under which something is remembered: nine bytes can ask for
-  all memory. An empty set takes 200 times the byte that makes it.
+  all memory. An empty set takes 200 times the byte that makes it. And Python itself
+  ends, without an error, when it hashes 200,000 tuples that are each in the next one.
   """
+  left = {"objects": 1_000 + MAX_OPCODES * count, "tuples": 1_000 + MAX_TUPLES * count}
   argument: Any
   for number, (opcode, argument, _) in enumerate(pickletools.genops(content)):
-    if number >= max_opcodes:
-      raise DataError(f"holds more than {max_opcodes:,} objects, too many; refused.")
+    left["objects"] -= 1
+    left["tuples"] -= opcode.name.startswith("TUPLE")
+    for kind, number_left in left.items():
+      if number_left < 0:
+        raise DataError(f"holds too many {kind} for {count:,} images; refused.")
     if "PUT" in opcode.name and int(argument) > number:
       raise DataError(f"remembers an object as number {argument}; refused.")
 

@@ -8,24 +8,31 @@ from typing import NamedTuple
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
-MAX_TEXT = 2_000  # characters of an error
+MAX_TEXT = 2_000  # characters that are printed of a text
+
+
+def one_line(text: str) -> str:
+  r"""Returns a text of anyone's making as it can be printed, in one line.
+
+  Args:
+    text: The text: a file's name, another library's error.
+
+  Example:
+    >>> print(one_line("two\nlines\x07"))
+    two lines\x07
+  """
+  line = " ".join(text[:MAX_TEXT].split("\n"))
+  return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 class DataError(ValueError):
-  r"""Data that is missing, truncated or not what it should be; the text says which.
+  """Data that is missing, truncated or not what it should be.
 
-  The text is one line, whatever it quotes: names of files, other libraries' errors.
-
-  Example:
-    >>> str(DataError("two\nlines"))
-    'two lines'
+  The text, of one line, says which.
   """
 
   def __init__(self, text: str):
-    line = " ".join(text.split("\n"))
-    super().__init__(
-      "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line[:MAX_TEXT])
-    )
+    super().__init__(one_line(text))
 
 
 class Split(NamedTuple):

@@ -105,8 +105,8 @@ class TrainBatches:
       if not found["is_corrupt"][0]:
         return found
     raise DataError(
-      f"{self._part.source.name(int(indices[0]))}: damaged, or neither JPEG, PNG nor "
-      "WebP, as are all images of its batch; mend or remove them."
+      f"{self._part.source.name(int(indices[0]))}: damaged, too large, or neither "
+      "JPEG, PNG nor WebP, as are all images of its batch; mend or remove them."
     )
 
   def _epoch_order(self, epoch: int) -> np.ndarray:

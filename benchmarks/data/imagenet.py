@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 import pyarrow as pa
 
-from benchmarks.data.dataset import DataError, check_labels, resolve_data_dir
+from benchmarks.data.dataset import DataError, check_labels, one_line, resolve_data_dir
 from benchmarks.data.files import describe_missing, read_file, reason
 from benchmarks.data.image_crops import MAX_PIXELS
 from benchmarks.data.parquet import Shard, check_complete, find_shards
@@ -140,7 +140,7 @@ class FolderImages:
     Args:
       index: Of the image.
     """
-    return str(self._folder / self._files[index])
+    return one_line(str(self._folder / self._files[index]))
 
 
 def _names(folder: Path, condition: Callable[[str], bool]) -> list[str]:
@@ -268,7 +268,7 @@ class ParquetImages:
     place = f"{self._paths[number]}: image {row_in_shard}"
     with self._lock:
       path = self._shard(number).image_path(number_in_shard, row, MAX_KEPT)
-    return f"{place} ({path})" if path else place
+    return one_line(f"{place} ({path})" if path else place)
 
   def _groups(self, indices: np.ndarray) -> np.ndarray:
     return np.searchsorted(self.bounds, indices, side="right") - 1

@@ -87,7 +87,8 @@ class Shard:
       )
     with self._damage_told():
       images, labels = (schema.field(x).type for x in (self._column, "label"))
-      fields = {field.name: field.type for field in images} if _nested(images) else {}
+      is_nested = pa.types.is_struct(images)
+      fields = {field.name: field.type for field in images} if is_nested else {}
       self.class_names = _class_names(schema.metadata or {})
     if str(fields.get("bytes")) not in BYTES or images.get_field_index("bytes") < 0:
       raise DataError(
@@ -202,10 +203,6 @@ class Shard:
 
   def _damage_told(self):
     return damage_told(f"{self.path}: truncated, or no Parquet file")
-
-
-def _nested(kind: pa.DataType) -> bool:
-  return pa.types.is_struct(kind)
 
 
 def _class_names(metadata: dict[bytes, bytes]) -> tuple[str, ...]:

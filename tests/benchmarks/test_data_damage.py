@@ -88,6 +88,21 @@ def test_a_data_error_is_one_line(text, line):
   assert len(str(DataError("x" * 10_000))) == 2_000
 
 
+def test_files_with_odd_names_are_read_and_named(small, tmp_path):
+  folder = write_parquet(tmp_path, small).rename(tmp_path / "cifar10\nof mine")
+  assert len(load_small(tmp_path).train_labels) == 80
+  (folder / "test-00000-of-00001.parquet").write_bytes(b"")
+  refuse(load_small, tmp_path, match=r"cifar10 of mine/test-00000-of-00001\.parquet: ")
+  # Arrow takes names in UTF-8 alone.
+  folder.rename(tmp_path / os.fsdecode(b"cifar10-\xff"))
+  refuse(load_small, tmp_path, match=r"cifar10-\\udcff/t.*-of-0000.\.parquet: ")
+  files = find_images("imagenette", write_folders(tmp_path / "other"))
+  path = tmp_path / "other" / "train" / "hen" / "000.jpg"
+  path.rename(path.with_name("000\n.jpg"))
+  files = find_images("imagenette", tmp_path / "other")
+  assert files.train.name(0).endswith("000 .jpg")
+
+
 # Modes of images.
 
 
@@ -527,6 +542,16 @@ BOMBS = {
     b"(K\x03h\x00NNNK\x00K\x00K\x00tb" * 100,
   ),
 }  # fmt: skip
+
+
+def test_a_pickle_of_tuples_in_tuples_is_refused(small, tmp_path):
+  # Python would end without an error when it hashes the key.
+  path = write_pickles(tmp_path, small) / "data_batch_1"
+  path.write_bytes(pickled(b"}N", b"\x85" * 200_000, b"Ns"))
+  refuse(load_small, tmp_path, match="data_batch_1: holds too many")
+  content = pickled(b"}N", b"\x85" * 30_000, b"Ns")
+  with pytest.raises(DataError, match="too many tuples"):
+    cifar10.PICKLE.parse("file", content, 10_000)
 
 
 @pytest.mark.parametrize("name", BOMBS)
