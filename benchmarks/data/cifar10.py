@@ -22,6 +22,7 @@ from benchmarks.data.download import URL, download_cifar10
 from benchmarks.data.files import (
   CHUNK,
   Bounded,
+  check_file,
   damage_told,
   describe_missing,
   read_file,
@@ -183,6 +184,7 @@ def _folder_files(path: Path, names: Sequence[str]) -> Iterator[tuple[str, bytes
 
 
 def _archive_files(path: Path, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+  check_file(path)
   with damage_told(f"{path}: truncated or damaged"), gzip.open(path) as compressed:
     stream: Any = Bounded(path, compressed, MAX_BYTES)
     with tarfile.open(fileobj=stream, mode="r|") as archive:

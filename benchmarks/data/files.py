@@ -1,5 +1,6 @@
 """Reading files that may be damaged: sizes checked first, faults told in one line."""
 
+import errno
 import gzip
 import io
 import os
@@ -65,6 +66,8 @@ def check_file(path: Path, max_bytes: int | None = None, *, pipe: bool = False) 
   """
   try:
     found = os.stat(path)
+    if not os.access(path, os.R_OK):
+      raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
   except (OSError, ValueError) as error:
     raise DataError(f"{path}: cannot be read ({reason(error)}).") from error
   if pipe and stat.S_ISFIFO(found.st_mode):

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from data_cases import (
+  LAYOUTS,
   encode,
   load_small,
   make_small,
@@ -442,6 +443,26 @@ def test_what_is_no_file_in_a_folder_is_named(write, name, make, small, tmp_path
   path.unlink()
   make(path)
   refuse(load_small, tmp_path, match=f"{name}: cannot be read ")
+
+
+@pytest.mark.parametrize(
+  "layout", ["binary", "archive of pickles", "parquet of PNG", "text", "images"]
+)
+def test_what_may_not_be_read_is_named(layout, small, tmp_path, monkeypatch):
+  # Tests may run as a user who may read all.
+  monkeypatch.setattr(os, "access", lambda path, mode: tmp_path not in path.parents)
+  match = r": cannot be read \(Permission denied\)"
+  if layout == "images":
+    files = find_images("imagenette", write_folders(tmp_path))
+    assert files.train.read(np.arange(2)) == [None, None]
+  elif layout == "text":
+    for name in PTB_NAMES:
+      (tmp_path / name).write_text("abc")
+    refuse(load_text, "words", tmp_path, match=match)
+  else:
+    LAYOUTS[layout](tmp_path, small)
+    data_dir = tmp_path / "data" if "archive" in layout else tmp_path
+    refuse(load_small, data_dir, match=match)
 
 
 @pytest.mark.parametrize("make", [no_file, pipe, loop, dangling, device])
