@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -313,19 +314,14 @@ class TrainState(train_state.TrainState):
       The new state.
 
     Raises:
-      TypeError: ``tx`` takes no extra arguments.
+      TypeError: ``tx.update`` takes no such arguments.
     """
     extra = dict(extra_args or {})
     if head_log_likelihoods is not None:
       extra["head_log_likelihoods"] = head_log_likelihoods
     if not extra:
       return super().apply_gradients(grads=grads, **kwargs)
-    if not isinstance(self.tx, optax.GradientTransformationExtraArgs):
-      raise TypeError(
-        f"TrainState.apply_gradients() got {sorted(extra)}, which this tx can't take. "
-        "Write tx=alrao_jax.alrao(key), or a chain with alrao_jax.track_heads(); "
-        "wrappers that take no extra arguments, such as optax.lookahead, go inside."
-      )
+    _check_takes(self.tx.update, extra)
     tx = optax.GradientTransformation(
       self.tx.init, functools.partial(self.tx.update, **extra)
     )
@@ -333,6 +329,20 @@ class TrainState(train_state.TrainState):
     return super(TrainState, self.replace(tx=tx)).apply_gradients(
       grads=grads, **{"tx": self.tx, **kwargs}
     )
+
+
+def _check_takes(update: Any, extra: Mapping[str, Any]) -> None:
+  """Refuses an update without these arguments, whatever class it belongs to."""
+  try:
+    inspect.signature(update).bind("updates", "state", "params", **extra)
+  except TypeError:
+    raise TypeError(
+      f"TrainState.apply_gradients() got {sorted(extra)}, which this tx can't take. "
+      "Write tx=alrao_jax.alrao(key), or a chain with alrao_jax.track_heads(); "
+      "wrappers that take no extra arguments, such as optax.lookahead, go inside."
+    ) from None
+  except ValueError:  # it has no signature to look at
+    pass
 
 
 def collapse(
