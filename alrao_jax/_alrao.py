@@ -13,7 +13,7 @@ from ._averaging import Averaging, switch
 from ._guard import Guard, guard_units
 from ._heads import TrackHeadsState, track_heads
 from ._rates import ScaleByUnitRatesState, scale_by_unit_rates
-from ._tree import find_state
+from ._tree import find_state, find_states
 
 
 def alrao(
@@ -164,7 +164,7 @@ def alrao(
     )
   if heads is not None:
     parts.append(track_heads(averaging, heads=heads, names=names))
-  return optax.chain(*parts)
+  return _checks.checked("alrao()", optax.chain(*parts), ScaleByUnitRatesState)
 
 
 def drop_diverged() -> optax.GradientTransformation:
@@ -359,7 +359,8 @@ def schedule_free_alrao(
         f"{call} averages parameters, got none. Write optimizer.update(grads, "
         "opt_state, params, head_log_likelihoods=...)."
       )
-    posterior = find_state(state.inner, TrackHeadsState, "track_heads").log_weights
+    (tracked,) = find_states(state.inner, TrackHeadsState)
+    posterior = tracked.log_weights
     steps, inner = chain.update(
       updates, state.inner, params, head_log_weights=posterior, **extra_args
     )
@@ -386,7 +387,8 @@ def schedule_free_alrao(
       jax.tree.map(average, *trees), count, inner
     )
 
-  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+  tx = optax.GradientTransformationExtraArgs(init_fn, update_fn)
+  return _checks.checked(call, tx, ScheduleFreeAlraoState)
 
 
 def eval_params(opt_state: Any, params: Any) -> Any:
@@ -411,7 +413,9 @@ def eval_params(opt_state: Any, params: Any) -> Any:
     >>> alrao.eval_params(opt_state, params)["out"]["alrao_heads"]["kernel"].shape
     (10, 3, 2)
   """
-  state = find_state(opt_state, ScheduleFreeAlraoState, "schedule_free_alrao")
+  call = "eval_params()"
+  state = find_state(opt_state, ScheduleFreeAlraoState, "schedule_free_alrao", call)
+  _checks.check_tree(call, params)
   leaves, treedef = jax.tree.flatten(params)
   averages = jax.tree.leaves(state.average)
   return jax.tree.unflatten(
