@@ -40,7 +40,9 @@ def track_heads(
   which every loss of this library returns in its :class:`MixtureInfo`, and moves the
   posterior that :func:`log_weights` reads. A head whose report is not finite gets no
   update, and an update that would make its parameter non-finite becomes zero. With all
-  heads out the posterior stands still, and the body moves by its momentum alone.
+  heads out the posterior stands still, and the body moves by its momentum alone. What
+  the user carries beside the parameters, such as the running averages of BatchNorm,
+  :func:`keep_finite` keeps.
 
   Each call is one observation. Under :class:`optax.MultiSteps`, which averages the
   gradients but not ``head_log_likelihoods``, pass their mean over the micro-batches so

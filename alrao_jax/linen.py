@@ -317,7 +317,8 @@ class TrainState(train_state.TrainState):
       head_log_likelihoods: ``info.head_log_likelihoods`` as the loss returned it, shape
         ``(num_heads,)``; a mapping by name for several MultiHeads.
       extra_args: what else ``tx.update`` takes by keyword, such as ``{"value": loss}``.
-      **kwargs: fields to replace, such as ``batch_stats``.
+      **kwargs: fields to replace, such as ``batch_stats=alrao_jax.keep_finite(
+        updated["batch_stats"], state.batch_stats)``.
 
     Returns:
       The new state.
