@@ -330,6 +330,7 @@ def scale_by_unit_rates(
 
   def update_fn(updates, state, params=None, **extra_args):
     del extra_args
+    _checks.check_state(call + ".update()", state, ScaleByUnitRatesState)
     specs = _units.unit_specs(updates if params is None else params, options)
     layout = _unit_map.make_layout(specs)
     check_layout(call, state, layout, specs)
@@ -439,6 +440,7 @@ def unit_rates(opt_state: Any, params: Any, **options: Any) -> Any:
     >>> print(alrao.unit_rates(opt_state, params)["dense"]["bias"])
     [0.1 0.1]
   """
+  _checks.check_tree("unit_rates()", params)
   state = find_rates(opt_state)
   specs = _units.unit_specs(params, _units.UnitOptions(**options))
   layout = _unit_map.make_layout(specs)
@@ -482,7 +484,8 @@ def with_unit_rates(opt_state: Any, params: Any, rates: Any, **options: Any) -> 
     >>> opt_state = alrao.with_unit_rates(opt_state, params, halved)
   """
   call = "with_unit_rates()"
-  state = find_rates(opt_state)
+  _checks.check_tree(call, params)
+  state = find_rates(opt_state, call)
   specs = _units.unit_specs(params, _units.UnitOptions(**options))
   layout = _unit_map.make_layout(specs)
   check_layout(call, state, layout, specs)
@@ -511,9 +514,9 @@ def with_unit_rates(opt_state: Any, params: Any, rates: Any, **options: Any) -> 
   )
 
 
-def find_rates(opt_state: Any) -> ScaleByUnitRatesState:
+def find_rates(opt_state: Any, call: str = "unit_rates()") -> ScaleByUnitRatesState:
   """Finds the one state with rates, its leaves as plain arrays."""
-  return find_state(opt_state, ScaleByUnitRatesState, "scale_by_unit_rates")
+  return find_state(opt_state, ScaleByUnitRatesState, "scale_by_unit_rates", call)
 
 
 def _check_written(call, specs, values, vector, layout):

@@ -15,8 +15,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
-import jax.numpy as jnp
-
+from ._checks import check_parameter, check_tree
 from ._rules import Override, Rules, Shape, Units, match_overrides, override_text
 from ._tree import HEADS_REGEX, flatten_with_paths, head_name
 
@@ -111,6 +110,7 @@ def unit_specs(
     >>> specs["kernel"].axes, specs["kernel"].num_units
     ((1,), 5)
   """
+  check_tree("describe_units()", params)
   _check_options(options)
   leaves = flatten_with_paths(params)[0]
   shapes = {path: _shape_of(path, leaf) for path, leaf in leaves}
@@ -150,18 +150,7 @@ def _check_options(options: UnitOptions) -> None:
 
 
 def _shape_of(path: str, leaf: Any) -> Shape:
-  dtype = getattr(leaf, "dtype", None)
-  if dtype is None:
-    raise TypeError(
-      f"Parameters must be arrays, got {leaf!r} for {path!r}. Write jnp.asarray(...)."
-    )
-  if not jnp.issubdtype(dtype, jnp.floating):
-    raise TypeError(
-      f"Parameters must be of a floating dtype, got {path!r} of shape "
-      f"{tuple(leaf.shape)} and dtype {dtype}. Parameters of integer dtype can't be "
-      "trained: keep them out of the tree that the optimizer is given, for instance by "
-      "optax.masked or nnx.Optimizer(..., wrt=nnx.Param)."
-    )
+  check_parameter(path, leaf)
   return tuple(leaf.shape)
 
 
