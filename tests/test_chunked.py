@@ -89,7 +89,7 @@ def test_head_that_diverges_in_one_chunk_is_out_of_all():
   args = (inputs, targets, log_weights)
   (loss, info), gradients = assert_equal_to_whole(params, *args, chunk_size=2)
   assert np.isfinite(loss)
-  assert info.alive.tolist() == [True, False, True]
+  assert info.healthy.tolist() == [True, False, True]
   assert (gradients["heads"][1] == 0).all()
   assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
 
@@ -101,7 +101,7 @@ def test_examples_of_weight_zero_never_matter():
   args = (inputs, targets, log_weights)
   (loss, info), _ = assert_equal_to_whole(params, *args, chunk_size=2, weights=weights)
   assert np.isfinite(loss)
-  assert info.alive.all()
+  assert info.healthy.all()
 
 
 def test_targets_have_no_gradient():

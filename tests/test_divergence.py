@@ -174,7 +174,7 @@ def _check(start, run):
   tracked = _tracked(run.opt_state)
   weights = np.exp(tracked.log_weights.astype(np.float64))
   np.testing.assert_allclose(weights.sum(1), 1.0, rtol=1e-5)
-  alive = run.info.alive
+  alive = run.info.healthy
   np.testing.assert_array_equal(alive, np.isfinite(run.info.head_log_likelihoods))
 
   # All heads out: an infinite loss, and nothing changes in the switch, not the count.
@@ -203,7 +203,7 @@ def test_broken_heads_do_not_stop_the_others(head, base, dtype):
     if np.isfinite(factor):
       _assert_finite(run.params["out"], f"{victims} times {factor}: parameters")
     else:
-      np.testing.assert_array_equal(run.info.alive, np.tile(~broken, (STEPS, 1)))
+      np.testing.assert_array_equal(run.info.healthy, np.tile(~broken, (STEPS, 1)))
       good = jax.tree.map(lambda leaf, ok=~broken: leaf[:, ok], run.params["out"])
       _assert_finite(good, f"{victims} {factor}: parameters")
     # Steps are small, so the best survivor improves, whatever the others do. Unless a
@@ -239,6 +239,6 @@ def test_heads_that_diverge_by_themselves_do_not_stop_the_others(base):
   _check(start, run)
   _assert_finite(run.params["out"], "parameters")
   # The two fastest end out, not at once; the others learn.
-  assert run.info.alive[0].all()
-  np.testing.assert_array_equal(run.info.alive[-1], [True, True, False, False])
+  assert run.info.healthy[0].all()
+  np.testing.assert_array_equal(run.info.healthy[-1], [True, True, False, False])
   assert run.loss[-1] < run.loss[0] - 0.1

@@ -79,7 +79,7 @@ def test_classification_loss_is_the_mixtures_negative_log_likelihood(x64):
   close(loss, -mix(LOG_WEIGHTS, LOG_PROBS).mean())
   close(info.nll, loss)
   close(info.head_log_likelihoods, LOG_PROBS.mean(axis=1))
-  assert info.alive.all()
+  assert info.healthy.all()
 
 
 def test_gradients_are_the_mixtures_and_each_heads_own(x64):
@@ -126,7 +126,7 @@ def test_value_stays_exact_beside_a_huge_own_loss(offset):
   logits[2, :, 3] += offset  # wrong on four of six examples
   loss, info, _ = run(classification_loss, twice(logits), LABELS, LOG_WEIGHTS)
   assert info.head_log_likelihoods[2] < -0.5 * offset
-  assert info.alive.all()
+  assert info.healthy.all()
   with jax.enable_x64(True):
     exact, _, _ = run(classification_loss, twice(logits), LABELS, LOG_WEIGHTS)
   assert loss == info.nll
@@ -159,7 +159,7 @@ def test_a_diverged_head_is_as_if_absent(bad, x64):
   close(loss, expected)
   close(grads.shared[np.array(rest)], expected_grads.shared)
   close(grads.own[np.array(rest)], expected_grads.own)
-  assert info.alive.tolist() == [True, False, True]
+  assert info.healthy.tolist() == [True, False, True]
   assert info.head_log_likelihoods[1] == -np.inf
 
 
@@ -172,7 +172,7 @@ def test_all_heads_out_is_an_infinite_loss_without_gradient():
   step = jax.jit(jax.value_and_grad(loss_fn, argnums=(0, 1), has_aux=True))
   (loss, info), grads = step(params, jnp.ones((BATCH, 2)))
   assert loss == info.nll == np.inf
-  assert not info.alive.any()
+  assert not info.healthy.any()
   assert (info.head_log_likelihoods == -np.inf).all()
   assert not any(x.any() for x in grads)
 
@@ -193,7 +193,7 @@ def test_only_heads_of_weight_zero_left_is_an_infinite_loss():
   log_weights = np.array([0.0, -np.inf, -np.inf])
   loss, info, grads = run(classification_loss, twice(logits), LABELS, log_weights)
   assert loss == np.inf
-  assert info.alive.tolist() == [False, True, True]
+  assert info.healthy.tolist() == [False, True, True]
   assert not grads.shared[1:].any()
   assert np.isfinite(grads.own[1:]).all()
   assert grads.own[1:].any()
@@ -252,7 +252,7 @@ def test_no_weight_at_all_is_a_loss_of_zero(logits):
   )
   assert loss == 0
   assert not info.head_log_likelihoods.any()
-  assert info.alive.all()
+  assert info.healthy.all()
   if np.isfinite(logits).all():
     assert not grads.shared.any()
     assert not grads.own.any()
@@ -327,7 +327,7 @@ def test_excluded_classes_are_as_if_absent(soft, x64):
   loss, info, grads = run(classification_loss, twice(logits), labels, LOG_WEIGHTS)
   expected, _, without = run(classification_loss, twice(LOGITS), LABELS, LOG_WEIGHTS)
   close(loss, expected)
-  assert info.alive.all()
+  assert info.healthy.all()
   close(grads.shared[..., :CLASSES], without.shared)
   assert not grads.shared[..., CLASSES:].any()
   close(grads.own[..., :CLASSES], without.own)
@@ -344,7 +344,7 @@ def test_labels_out_of_range_do_as_in_optax(smoothing):
     if np.isnan(plain(jnp.asarray(LOGITS[0]), labels)).any():
       assert not -CLASSES <= label < CLASSES
       assert loss == np.inf
-      assert not info.alive.any()
+      assert not info.healthy.any()
     else:
       args = twice(LOGITS), labels % CLASSES, LOG_WEIGHTS
       expected, *_ = run(classification_loss, *args, label_smoothing=smoothing)
