@@ -371,7 +371,7 @@ def test_diverged_heads_leave_finite_gradients_of_the_others(head, dtype):
   step = compiled_step(head_fn)
   for name, victims in VICTIMS.items():
     without_victims = log_weights.at[np.array(victims)].set(-jnp.inf)
-    (healthy_loss, _), healthy = step(params, features, labels, without_victims)
+    (expected_loss, _), expected_grads = step(params, features, labels, without_victims)
     for factor in FACTORS:
       case = f"{name} heads times {factor}"
       bad = diverge(params, factor, victims)
@@ -379,18 +379,20 @@ def test_diverged_heads_leave_finite_gradients_of_the_others(head, dtype):
       assert all_finite(grads), case
       assert not np.isnan(loss), case
       assert not np.isnan(info.head_log_likelihoods).any(), case
-      alive = set(np.flatnonzero(info.healthy).tolist())
-      assert alive >= set(range(NUM_HEADS)) - set(victims), case
-      assert np.isfinite(factor) or not alive & set(victims), case
-      if not alive:
+      healthy = set(np.flatnonzero(info.healthy).tolist())
+      assert healthy >= set(range(NUM_HEADS)) - set(victims), case
+      assert np.isfinite(factor) or not healthy & set(victims), case
+      if not healthy:
         assert loss == jnp.inf, case
         assert not any(x.any() for x in jax.tree.leaves(grads)), case
-      elif not alive & set(victims):
-        # As if they had never been there. (Some stay alive at 1e25.)
-        assert_close(loss, healthy_loss, terms=BATCH)
-        assert_close(grads[1], healthy[1], terms=NUM_HEADS)
-        others = np.array(sorted(alive))
-        mine, expected = jax.tree.map(lambda x, i=others: x[i], (grads[0], healthy[0]))
+      elif not healthy & set(victims):
+        # As if they had never been there. (Some stay healthy at 1e25.)
+        assert_close(loss, expected_loss, terms=BATCH)
+        assert_close(grads[1], expected_grads[1], terms=NUM_HEADS)
+        others = np.array(sorted(healthy))
+        mine, expected = jax.tree.map(
+          lambda x, i=others: x[i], (grads[0], expected_grads[0])
+        )
         assert_close(mine, expected, terms=BATCH)
 
 
@@ -511,7 +513,7 @@ def assert_victim_is_spared(head_fn, params, victim):
   assert_close(grads[1], expected[1], terms=NUM_HEADS * HIDDEN)
 
 
-def test_infinite_residuals_of_heads_that_are_alive_count_as_they_are(sized):
+def test_infinite_residuals_of_healthy_heads_count_as_they_are(sized):
   """Outputs are finite, and so are gradients."""
 
   def masked(params, inputs):
