@@ -10,7 +10,7 @@ import optax
 
 from . import _checks, _tree
 from ._averaging import Averaging, switch
-from ._guard import Guard, guard_units
+from ._guard import Guard, guard_units, skip_broken_batches
 from ._heads import TrackHeadsState, track_heads
 from ._rates import LogUniform, ScaleByUnitRatesState, scale_by_unit_rates
 from ._tree import find_state, find_states
@@ -55,6 +55,8 @@ def alrao(
       alrao.guard_units(guard),
       alrao.track_heads(averaging))
 
+  with a ``guard`` within :func:`skip_broken_batches`.
+
   Which interval goes with which base: ``[1e-5, 10]`` (the default) for plain SGD, and
   ``[1e-6, 1]`` for ``optax.scale_by_adam()``, both the papers'. A base with momentum
   0.9 multiplies the size of steps by 10, as everywhere. The papers find Alrao less
@@ -91,7 +93,8 @@ def alrao(
     redraw: See :func:`scale_by_unit_rates`.
     single_head_learning_rate: See :func:`scale_by_unit_rates`.
     guard: ``alrao.guard()`` stops and slows units that are about to explode, in
-      networks without normalisation and for wide intervals; see :func:`guard_units`.
+      networks without normalisation and for wide intervals, and skips broken batches;
+      see :func:`guard_units` and :func:`skip_broken_batches`.
 
   Returns:
     The optimizer; its updates descend. ``update(grads, opt_state, params,
@@ -125,6 +128,13 @@ def alrao(
     )
   base = optax.identity() if base is None else base
   _check_base(base)
+  reading = {
+    "overrides": overrides,
+    "heads": heads,
+    "strict": strict,
+    "unit_axis": unit_axis,
+    "granularity": granularity,
+  }
   wide = [base]
   if weight_decay is not None:
     wide.append(_add_decayed_weights("alrao()", weight_decay, weight_decay_mask))
@@ -134,13 +144,9 @@ def alrao(
       min_learning_rate,
       max_learning_rate,
       distribution=distribution,
-      overrides=overrides,
-      heads=heads,
-      strict=strict,
-      unit_axis=unit_axis,
-      granularity=granularity,
       redraw=redraw,
       single_head_learning_rate=single_head_learning_rate,
+      **reading,
     )
   )
   if schedule is not None:
@@ -150,45 +156,85 @@ def alrao(
       _checks.check_non_negative("alrao()", "schedule", schedule)
       wide.append(optax.scale_by_schedule(lambda _: schedule))  # keeps the dtype
   # What follows must see the parameters' own dtype: the numbers that it can't hold.
-  parts = [drop_diverged(), in_float32(optax.chain(*wide))]
+  parts = [drop_diverged(heads=heads), in_float32(optax.chain(*wide))]
   if guard is not None:
-    parts.append(
-      guard_units(
-        guard,
-        overrides=overrides,
-        heads=heads,
-        strict=strict,
-        unit_axis=unit_axis,
-        granularity=granularity,
-      )
-    )
+    parts.append(guard_units(guard, **reading))
   if heads is not None:
     parts.append(track_heads(averaging, heads=heads, names=names))
-  return _checks.checked("alrao()", optax.chain(*parts), ScaleByUnitRatesState)
+  tx = optax.chain(*parts)
+  if guard is not None:
+    tx = skip_broken_batches(tx, **reading)
+  return _checks.checked("alrao()", tx, ScaleByUnitRatesState)
 
 
-def drop_diverged() -> optax.GradientTransformation:
-  """Zeroes gradient entries that a base's state would keep for good.
+class DropDivergedState(NamedTuple):
+  """State of :func:`drop_diverged`.
+
+  Attributes:
+    nonfinite_body_steps: int32 scalar, the number of steps with NaN or an infinity in
+      the gradient of a parameter that is no head's.
+    nonfinite_head_steps: The same for the heads' parameters. (The gradient of a head
+      that has no part in the mixture is finite: :class:`~alrao_jax.linen.MultiHead`
+      sees to it.)
+  """
+
+  nonfinite_body_steps: jax.Array
+  nonfinite_head_steps: jax.Array
+
+
+def drop_diverged(
+  *, heads: str | None = _tree.HEADS_REGEX
+) -> optax.GradientTransformation:
+  """Zeroes gradient entries that a base's state would keep for good, and counts steps.
 
   NaN and infinities of a diverged unit, and entries beyond 1e18, whose squares
   overflow float32: Adam would sum them and never move that weight again. The first
   part of :func:`alrao`; the first of a chain of one's own, too, since the gradient of
   a head with a part in the mixture is as it is, finite or not, for loss scaling to see.
+  :func:`scalars` shows in how many steps there was something that is not finite.
+
+  Args:
+    heads: Regular expression for the paths of the heads' parameters, which are counted
+      apart; None: the model has none.
 
   Returns:
     The transformation. Updates keep their sign.
 
   Example:
     >>> import alrao_jax as alrao, jax.numpy as jnp
-    >>> print(alrao.drop_diverged().update(jnp.array([1.0, jnp.nan, 1e20]), ())[0])
-    [1. 0. 0.]
+    >>> grads = jnp.array([1.0, jnp.nan, 1e20])
+    >>> dropping = alrao.drop_diverged()
+    >>> updates, state = dropping.update(grads, dropping.init(grads))
+    >>> print(updates, state.nonfinite_body_steps)
+    [1. 0. 0.] 1
   """
 
   def drop(g):
     largest = min(1e18, float(jnp.finfo(g.dtype).max))
     return jnp.where(jnp.abs(g) <= largest, g, jnp.zeros_like(g))
 
-  return optax.stateless(lambda updates, _: jax.tree.map(drop, updates))
+  def init_fn(params):
+    del params
+    return DropDivergedState(jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32))
+
+  def update_fn(updates, state, params=None):
+    del params
+    broken = {True: [jnp.zeros([], bool)], False: [jnp.zeros([], bool)]}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(updates):
+      is_head = _tree.head_name(_tree.path_of(path), heads) is not None
+      broken[is_head].append(~jnp.isfinite(leaf).all())
+
+    def count(steps, is_head):
+      return jnp.where(
+        jnp.stack(broken[is_head]).any(), optax.safe_increment(steps), steps
+      )
+
+    state = DropDivergedState(
+      count(state.nonfinite_body_steps, False), count(state.nonfinite_head_steps, True)
+    )
+    return jax.tree.map(drop, updates), state
+
+  return optax.GradientTransformation(init_fn, update_fn)
 
 
 def in_float32(
@@ -480,7 +526,7 @@ def schedule_free_alrao(
   if _checks.is_concrete(interpolation) and interpolation == 1:
     raise ValueError(f"{call[:-1]}interpolation=...) must be less than 1, got 1.")
   reading = {"overrides": overrides, "heads": heads, "strict": strict}
-  parts = [drop_diverged(), _scale_by_root_mean_square(b2, eps)]
+  parts = [drop_diverged(heads=heads), _scale_by_root_mean_square(b2, eps)]
   if weight_decay is not None:
     parts.append(_add_decayed_weights(call, weight_decay, weight_decay_mask))
   interval = LogUniform(min_learning_rate, max_learning_rate)
@@ -517,6 +563,8 @@ def schedule_free_alrao(
     return _with_dtypes_of(updates, moves), new_state
 
   tx = optax.GradientTransformationExtraArgs(init_fn, update_fn)
+  if guard is not None:
+    tx = skip_broken_batches(tx, **reading)
   return _checks.checked(call, tx, ScheduleFreeAlraoState)
 
 

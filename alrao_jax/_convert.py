@@ -15,7 +15,7 @@ import optax
 from . import _checks
 from ._alrao import GatherUnitsState, ScheduleFreeAlraoState, averages_by_path
 from ._averaging import BayesState, FixedShareState, SwitchState
-from ._heads import TrackHeadsState, best_heads
+from ._heads import TrackHeadsState, best_heads, by_layer, by_name
 from ._rates import ScaleByUnitRatesState
 from ._tree import (
   HEADS,
@@ -440,14 +440,8 @@ def _mixed(name, shape, other):
 def _renormalised(state):
   """Scales the weights of the kept heads so that they sum to one."""
   if isinstance(state.log_weights, Mapping):
-    each = {
-      name: _renormalised(TrackHeadsState(state.log_weights[name], averaging))
-      for name, averaging in state.averaging.items()
-    }
-    return TrackHeadsState(
-      {name: one.log_weights for name, one in each.items()},
-      {name: one.averaging for name, one in each.items()},
-    )
+    each = by_layer(state)
+    return by_name({name: _renormalised(one) for name, one in each.items()})
   averaging = state.averaging
   if isinstance(averaging, SwitchState):
     # Without any weight, all is in beta: so it is where nothing switches (theta 0).
@@ -460,7 +454,9 @@ def _renormalised(state):
   elif isinstance(averaging, (BayesState, FixedShareState)):
     weights = averaging.log_weights
     averaging = averaging._replace(log_weights=_log_normalised(weights))
-  return TrackHeadsState(_log_normalised(state.log_weights), averaging)
+  return state._replace(
+    log_weights=_log_normalised(state.log_weights), averaging=averaging
+  )
 
 
 def _log_normalised(log_weights, otherwise=None):
