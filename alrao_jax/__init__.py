@@ -3,10 +3,14 @@
 import importlib
 from typing import Any
 
+from ._alrao import DropDivergedState as DropDivergedState
+from ._alrao import GatherUnitsState as GatherUnitsState
 from ._alrao import ScheduleFreeAlraoState as ScheduleFreeAlraoState
+from ._alrao import SteppedAverage as SteppedAverage
 from ._alrao import alrao as alrao
 from ._alrao import drop_diverged as drop_diverged
 from ._alrao import eval_params as eval_params
+from ._alrao import in_float32 as in_float32
 from ._alrao import schedule_free_alrao as schedule_free_alrao
 from ._averaging import Averaging as Averaging
 from ._averaging import BayesState as BayesState
@@ -21,8 +25,11 @@ from ._convert import load_pretrained as load_pretrained
 from ._convert import take_heads as take_heads
 from ._guard import Guard as Guard
 from ._guard import GuardUnitsState as GuardUnitsState
+from ._guard import SkipBrokenBatchesState as SkipBrokenBatchesState
 from ._guard import guard as guard
 from ._guard import guard_units as guard_units
+from ._guard import keep_finite as keep_finite
+from ._guard import skip_broken_batches as skip_broken_batches
 from ._heads import Leader as Leader
 from ._heads import PerHeadState as PerHeadState
 from ._heads import TrackHeadsState as TrackHeadsState

@@ -13,13 +13,15 @@ import numpy as np
 import optax
 
 from . import _checks
+from ._alrao import GatherUnitsState, ScheduleFreeAlraoState, averages_by_path
 from ._averaging import BayesState, FixedShareState, SwitchState
-from ._heads import TrackHeadsState, best_heads
+from ._heads import TrackHeadsState, best_heads, by_layer, by_name
 from ._rates import ScaleByUnitRatesState
 from ._tree import (
   HEADS,
   HEADS_REGEX,
   find_state,
+  find_states,
   flatten_with_paths,
   head_name,
   path_of,
@@ -68,6 +70,8 @@ def load_pretrained(
     >>> loaded["out"]["alrao_heads"]["bias"].tolist()
     [[1.0, 2.0], [1.0, 2.0], [1.0, 2.0]]
   """
+  for name, tree in (("params", params), ("pretrained", pretrained)):
+    _checks.check_tree("load_pretrained()", tree, name)
   targets, treedef = flatten_with_paths(params)
   sources = dict(flatten_with_paths(pretrained)[0])
   _check_arrays("params", dict(targets))
@@ -194,9 +198,10 @@ def collapse(
   step, which compiles once more, and costs what the kept heads cost. A kept head goes
   on as it was: its parameters, momenta and averages and the quantile of its learning
   rate stay to the last bit. The posterior is renormalised over the kept heads. The body
-  changes in nothing: its arrays are those of the arguments, not copies, so a step that
-  donates the new state's buffers ends the old state's too. With all heads kept,
-  everything is returned as it is.
+  changes in nothing, nor do its rates where they follow the posterior
+  (:func:`schedule_free_alrao`): its arrays are those of the arguments, not copies, so a
+  step that donates the new state's buffers ends the old state's too. With all heads
+  kept, everything is returned as it is.
 
   Several MultiHeads keep the same heads, since one ladder of rates serves them all: by
   default those that are best in the product of their posteriors.
@@ -235,6 +240,15 @@ def collapse(
     >>> params["out"]["alrao_heads"]["kernel"].shape
     (1, 3, 2)
   """
+  _checks.check_optimizer("collapse()", optimizer)
+  _checks.check_params("collapse()", params)
+  _checks.check_state("collapse()", opt_state, TrackHeadsState)
+  if hasattr(opt_state, "opt_state"):
+    raise TypeError(
+      "collapse(opt_state=...) must be the optimizer's state alone, got a "
+      f"{type(opt_state).__name__}. Write its .opt_state, or "
+      "alrao_jax.linen.collapse(state), or alrao_jax.nnx.collapse(model, optimizer)."
+    )
   kept = kept_heads(keep, params, opt_state, heads)
   num_heads = _count_heads(params, heads)
   leaves, treedef = jax.tree_util.tree_flatten_with_path(opt_state)
@@ -255,6 +269,12 @@ def collapse(
       raise _mixed(path_of(path), jnp.shape(leaf), shape)
   opt_state = jax.tree.unflatten(treedef, sliced)
   opt_state = replace_state(opt_state, TrackHeadsState, _renormalised)
+  # The posterior of fewer heads is another one; the units' rates are not to follow.
+  opt_state = replace_state(
+    opt_state,
+    GatherUnitsState,
+    lambda state: state._replace(collapsed=jnp.ones_like(state.collapsed)),
+  )
   prints = iter(_fingerprints(optimizer, params))
   return params, replace_state(
     opt_state,
@@ -286,6 +306,7 @@ def take_heads(tree: Any, kept: Sequence[int], *, heads: str = HEADS_REGEX) -> A
     [0.0, 2.0]
   """
   call = "take_heads()"
+  _checks.check_tree(call, tree, "tree")
 
   def take(path, leaf):
     name = path_of(path)
@@ -419,14 +440,8 @@ def _mixed(name, shape, other):
 def _renormalised(state):
   """Scales the weights of the kept heads so that they sum to one."""
   if isinstance(state.log_weights, Mapping):
-    each = {
-      name: _renormalised(TrackHeadsState(state.log_weights[name], averaging))
-      for name, averaging in state.averaging.items()
-    }
-    return TrackHeadsState(
-      {name: one.log_weights for name, one in each.items()},
-      {name: one.averaging for name, one in each.items()},
-    )
+    each = by_layer(state)
+    return by_name({name: _renormalised(one) for name, one in each.items()})
   averaging = state.averaging
   if isinstance(averaging, SwitchState):
     # Without any weight, all is in beta: so it is where nothing switches (theta 0).
@@ -439,7 +454,9 @@ def _renormalised(state):
   elif isinstance(averaging, (BayesState, FixedShareState)):
     weights = averaging.log_weights
     averaging = averaging._replace(log_weights=_log_normalised(weights))
-  return TrackHeadsState(_log_normalised(state.log_weights), averaging)
+  return state._replace(
+    log_weights=_log_normalised(state.log_weights), averaging=averaging
+  )
 
 
 def _log_normalised(log_weights, otherwise=None):
@@ -469,7 +486,8 @@ def export(
 
   Args:
     params: Linen's ``params``, whole variables (``batch_stats`` too), an ``nnx.State``,
-      or any tree in which the heads lie below the key ``alrao_heads``.
+      or any tree in which the heads lie below the key ``alrao_heads``. After
+      :func:`schedule_free_alrao`, what :func:`eval_params` returns.
     opt_state: The optimizer's state, whose posterior chooses. May be left out where
       there is one head, after :func:`collapse`.
     head: Which head to take instead, for several MultiHeads also a mapping by name.
@@ -482,7 +500,8 @@ def export(
 
   Raises:
     ValueError: ``params`` has no heads, or several and neither ``opt_state`` nor
-      ``head`` chooses; ``opt_state`` has a posterior over another number of heads;
+      ``head`` chooses; ``opt_state`` has a posterior over another number of heads, or
+      averages that ``params`` are not;
       ``head`` is out of range; a MultiHead has a parameter that goes by the name of a
       head's.
     TypeError: Both ``opt_state`` and ``head`` are given, or ``head`` is no integer.
@@ -493,6 +512,7 @@ def export(
     >>> alrao.export(params, head=2)
     {'out': {'bias': Array([3.], dtype=float32)}}
   """
+  _checks.check_tree("export()", params)
   pick = chosen_heads("export()", params, opt_state, head, heads)
 
   def visit(path, leaf):
@@ -534,14 +554,35 @@ def chosen_heads(
   if head is not None:
     return {name: _given(call, head, name, n) for name, n in layers.items()}
   if opt_state is not None:
-    found = find_state(opt_state, TrackHeadsState, "track_heads").log_weights
-    return {name: _best(call, found, name, n) for name, n in layers.items()}
+    found = find_state(opt_state, TrackHeadsState, "track_heads", call).log_weights
+    best = {name: _best(call, found, name, n) for name, n in layers.items()}
+    if find_states(opt_state, ScheduleFreeAlraoState):
+      _check_averaged(call, params, opt_state)
+    return best
   if set(layers.values()) != {1}:
     raise ValueError(
       f"{call} must know which head to take of {layers}. Pass the optimizer's state, "
       "whose posterior chooses, or head=0 for the first."
     )
   return dict.fromkeys(layers, 0)
+
+
+def _check_averaged(call, params, opt_state):
+  """Refuses the parameters at which gradients are taken: the average is the result."""
+  averages = averages_by_path(call, opt_state, params)
+  given = dict(flatten_with_paths(params)[0])
+  pairs = [(given[path], average) for path, average in averages.items()]
+  if not any(isinstance(x, jax.core.Tracer) for pair in pairs for x in pair) and all(
+    np.array_equal(np.asarray(leaf), np.asarray(jnp.asarray(average, leaf.dtype)))
+    for leaf, average in pairs
+  ):
+    return
+  raise ValueError(
+    f"{call} needs the averaged parameters, got others than the average that "
+    "schedule_free_alrao's state holds (or traced ones, which can't be compared). "
+    "Write export(eval_params(opt_state, params), opt_state), outside of jax.jit; for "
+    "parameters of another step, name the head: export(params, head=...)."
+  )
 
 
 def one_head(leaf: Any, index: Any) -> Any:

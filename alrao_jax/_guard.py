@@ -1,5 +1,6 @@
-"""A guard for units that explode: their update is dropped, their rate lowered."""
+"""A guard: units that explode are stopped and slowed, broken batches are skipped."""
 
+import functools
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -9,6 +10,13 @@ import optax
 from . import _checks, _tree, _unit_map, _units
 from ._tree import state_dtype
 from ._unit_map import unit_norms
+
+# A broken batch's gradients are more than this many times the largest of late. Those of
+# ordinary batches differ by a factor of ten, of inputs times 1e4 by 1e3 and more.
+_SURGE = 100.0
+
+# What of a largest gradient is left a step later: after 460 steps a hundredth.
+_MEMORY = 0.99
 
 
 class Guard(NamedTuple):
@@ -63,7 +71,8 @@ class GuardUnitsState(NamedTuple):
     fingerprint: A uint32 scalar that tells whether parameters are read as they were at
       ``init``, heads left out.
     trips: How often each unit was stopped, and so slowed: int32, shape
-      ``(num_units,)``, the groups of units by name. Heads have none.
+      ``(num_units,)``, the groups of units by name. Heads have none. Where there are no
+      units, one unused 0: not every checkpoint can hold an empty array.
   """
 
   fingerprint: jax.Array
@@ -96,18 +105,30 @@ def guard_units(
 
   So a unit that is too fast finds a rate at which it is not. That is for good: no rate
   rises again, so one broken batch slows every unit that it hits for the rest of the
-  training, and two such batches slow it by ``slowdown`` squared. Weights that were
-  finite stay so. An update that holds NaN is dropped, but slows nobody, since it
-  doesn't tell who is to blame. The updates of units that were never stopped are left
-  alone to the last bit (compiled into one program, XLA may round their sum with the
-  weights otherwise), and so are heads: a diverged head is :func:`track_heads`' to leave
-  out.
+  training, and two such batches slow it by ``slowdown`` squared, unless
+  :func:`skip_broken_batches` stands around the chain, as ``alrao(..., guard=...)`` has
+  it. Weights that were finite stay so. An update that holds NaN is dropped, but slows
+  nobody, since it doesn't tell who is to blame. The updates of units that were never
+  stopped are left alone to the last bit (compiled into one program, XLA may round their
+  sum with the weights otherwise), and so are heads: a diverged head is
+  :func:`track_heads`' to leave out.
 
   Stands after :func:`scale_by_unit_rates`, and after all else that makes updates
   larger, such as a schedule; :func:`drop_diverged` stands first, so that the state of a
-  base stays finite too. ``optax.apply_if_finite`` stops all units where one is not
-  finite; ``optax.adaptive_grad_clip`` shortens a unit's step where this one lowers its
-  rate.
+  base stays finite too::
+
+    alrao.skip_broken_batches(
+      optax.chain(
+        alrao.drop_diverged(),
+        optax.trace(0.9),
+        alrao.scale_by_unit_rates(key),
+        alrao.guard_units(),
+        alrao.track_heads(),
+      )
+    )
+
+  ``optax.apply_if_finite`` stops all units where one is not finite;
+  ``optax.adaptive_grad_clip`` shortens a unit's step where this one lowers its rate.
 
   Args:
     settings: What :func:`guard` returned; its defaults without.
@@ -145,23 +166,24 @@ def guard_units(
 
   def read(params):
     specs = _units.unit_specs(params, options)
-    specs = {path: spec for path, spec in specs.items() if spec.kind != "head"}
+    specs = {path: spec for path, spec in specs.items() if not spec.of_heads}
     return specs, _unit_map.make_layout(specs)
 
   def init_fn(params):
     specs, layout = read(params)
     fingerprint = jnp.asarray(_unit_map.fingerprint(specs), jnp.uint32)
-    return GuardUnitsState(fingerprint, jnp.zeros([layout.size], jnp.int32))
+    return GuardUnitsState(fingerprint, jnp.zeros([max(layout.size, 1)], jnp.int32))
 
   def update_fn(updates, state, params=None, **extra_args):
     del extra_args
+    _checks.check_state("guard_units().update()", state, GuardUnitsState)
     if params is None:
       raise ValueError(
         "guard_units().update() needs params, to compare updates with: write "
         "optimizer.update(grads, opt_state, params)."
       )
     specs, layout = read(params)
-    same = state.trips.shape == (layout.size,)
+    same = state.trips.shape == (max(layout.size, 1),)
     if same and _checks.is_concrete(state.fingerprint):
       same = int(state.fingerprint) == _unit_map.fingerprint(specs)
     if not same:
@@ -169,6 +191,8 @@ def guard_units(
         f"guard_units().update() got a state of {state.trips.size} units, for other "
         f"parameters than these with {layout.size}. Call init with these parameters."
       )
+    if not layout.size:
+      return updates, state
     dtype = state_dtype(params)
     slower = jnp.asarray(settings.slowdown, dtype) ** state.trips.astype(dtype)
     updates = _scale(updates, specs, layout, slower)
@@ -182,6 +206,216 @@ def guard_units(
     return kept, state._replace(trips=trips)
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+class SkipBrokenBatchesState(NamedTuple):
+  """State of :func:`skip_broken_batches`.
+
+  Attributes:
+    largest: The largest norm of each head's and each unit's gradient of late, shape
+      ``(num_heads + num_units,)``, float32 or float64, the groups of units by name; 0
+      where none was seen.
+    suspect: Bool scalar, whether the last step's batch looked broken.
+    skipped_steps: int32 scalar, the number of steps that were skipped.
+    inner: State of the transformation within.
+  """
+
+  largest: jax.Array
+  suspect: jax.Array
+  skipped_steps: jax.Array
+  inner: Any
+
+
+def skip_broken_batches(
+  inner: optax.GradientTransformation,
+  *,
+  overrides: tuple = (),
+  heads: str | None = _tree.HEADS_REGEX,
+  strict: bool = False,
+  unit_axis: Literal["last", "first"] = "last",
+  granularity: Literal["per_unit", "per_weight"] = "per_unit",
+) -> optax.GradientTransformationExtraArgs:
+  r"""Skips the step of a batch that throws all units off, such as one not normalised.
+
+  One huge but finite batch does harm that stays: heads go off, momenta and averages of
+  squares hold its gradient for long, and :func:`guard_units` slows units that are not
+  to blame. A batch looks broken where
+
+  - the gradients of more than half of the units, or of the heads, that have one at all
+    are not finite or more than 100 times their largest of late,
+    :math:`r \leftarrow \max(\|g\|, 0.99 r)`; or
+  - a :func:`guard_units` in ``inner`` stops more than half of the units.
+
+  Then nothing of the step is kept, neither updates nor any state of ``inner``:
+  parameters, momenta, counts, the heads' posterior and the guard's slowdowns are as if
+  the batch had never been. But only once: in the next step the units are to blame, or
+  the task has changed, and the step is made, whatever the batch looks like.
+
+  It stands around the whole optimizer, all that keeps an average of parameters
+  included. ``alrao(..., guard=alrao.guard())`` and ``schedule_free_alrao`` likewise put
+  it around theirs.
+
+  Args:
+    inner: The optimizer, which is given all arguments of ``update``.
+    overrides: As given to :func:`scale_by_unit_rates`, as for all that follow.
+    heads: See :func:`scale_by_unit_rates`.
+    strict: See :func:`scale_by_unit_rates`.
+    unit_axis: See :func:`scale_by_unit_rates`.
+    granularity: See :func:`scale_by_unit_rates`.
+
+  Returns:
+    The transformation. Updates keep their sign and dtype. Its state holds one number a
+    unit, and that of ``inner``.
+
+  Raises:
+    ValueError: At ``init`` as :func:`unit_specs`; at ``update``, for other parameters
+      than those of ``init``.
+
+  Example:
+    >>> import alrao_jax as alrao, jax.numpy as jnp, optax
+    >>> params = {"kernel": jnp.ones((3, 2))}
+    >>> optimizer = alrao.skip_broken_batches(optax.sgd(0.1))
+    >>> state = optimizer.init(params)
+    >>> for size in (1.0, 1e9):
+    ...   grads = {"kernel": jnp.full((3, 2), size)}
+    ...   updates, state = optimizer.update(grads, state, params)
+    >>> float(abs(updates["kernel"]).max()), int(state.skipped_steps)
+    (0.0, 1)
+  """
+  inner = optax.with_extra_args_support(inner)
+  options = _units.UnitOptions(tuple(overrides), heads, strict, unit_axis, granularity)
+
+  def read(params):
+    specs = _units.unit_specs(params, options)
+    return specs, _unit_map.make_layout(specs)
+
+  def init_fn(params):
+    size = max(read(params)[1].size, 1)
+    return SkipBrokenBatchesState(
+      largest=jnp.zeros([size], state_dtype(params)),
+      suspect=jnp.zeros([], bool),
+      skipped_steps=jnp.zeros([], jnp.int32),
+      inner=inner.init(params),
+    )
+
+  def update_fn(updates, state, params=None, **extra_args):
+    specs, layout = read(updates if params is None else params)
+    if state.largest.shape != (max(layout.size, 1),):
+      raise ValueError(
+        f"skip_broken_batches().update() got a state of {state.largest.size} units, "
+        f"for other parameters than these with {layout.size}. Call init with these "
+        "parameters."
+      )
+    new_updates, new_inner = inner.update(updates, state.inner, params, **extra_args)
+    dtype = state.largest.dtype
+    lengths = jnp.zeros_like(state.largest)
+    lengths = lengths.at[: layout.size].set(unit_norms(specs, layout, updates, dtype))
+    # Who has no gradient has no say: dead units, diverged heads, and where the softmax
+    # of a huge batch is 0 or 1 all that feeds right answers.
+    known = (state.largest > 0) & (lengths != 0)
+    # A comparison that is False for NaN.
+    surges = known & ~(lengths <= _SURGE * state.largest)
+    broken = jnp.zeros([], bool)
+    for part in (slice(layout.num_heads), slice(layout.num_heads, None)):
+      broken |= 2 * jnp.sum(surges[part]) > jnp.sum(known[part])
+    stopped, guarded = _stopped(state.inner, new_inner)
+    broken |= 2 * stopped > guarded
+    skip = broken & ~state.suspect
+    seen = jnp.where(jnp.isfinite(lengths), lengths, jnp.zeros_like(lengths))
+    largest = jnp.maximum(seen, jnp.asarray(_MEMORY, dtype) * state.largest)
+    kept = functools.partial(jnp.where, skip)
+    return (
+      jax.tree.map(lambda u: kept(jnp.zeros_like(u), u), new_updates),
+      SkipBrokenBatchesState(
+        largest=kept(state.largest, largest),
+        suspect=broken,
+        skipped_steps=state.skipped_steps + skip.astype(jnp.int32),
+        inner=jax.tree.map(kept, state.inner, new_inner),
+      ),
+    )
+
+  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _stopped(old: Any, new: Any) -> tuple[jax.Array | int, int]:
+  """How many units the guards stopped in a step, and how many they guard."""
+  pairs = zip(
+    _tree.find_states(old, GuardUnitsState),
+    _tree.find_states(new, GuardUnitsState),
+    strict=True,
+  )
+  counts = [(jnp.sum(b.trips > a.trips), a.trips.size) for a, b in pairs]
+  return sum(stopped for stopped, _ in counts), sum(size for _, size in counts)
+
+
+def keep_finite(new: Any, old: Any) -> Any:
+  """Keeps old statistics, feature by feature, where the new ones are not finite.
+
+  For what a forward pass averages over batches, as batch normalisation does. One batch
+  with NaN or infinities leaves the parameters and the optimizer's state finite, and
+  training goes on; but an average that was NaN once stays so, and with it every
+  evaluation. Write, in linen and in nnx::
+
+    batch_stats = alrao.keep_finite(updated["batch_stats"], batch_stats)
+
+    before = nnx.as_pure(nnx.state(model, nnx.BatchStat))     # before the forward pass
+    nnx.update(model, alrao.keep_finite(nnx.state(model, nnx.BatchStat), before))
+
+  Where an entry is not finite, the entries at its place in all arrays of the same
+  module and shape stay as they were, so that a feature's mean goes with its variance.
+  All other features, and those of other heads, get their new statistics.
+
+  Args:
+    new: Statistics after the forward pass: any tree of arrays.
+    old: Those before it, with the same paths and shapes.
+
+  Returns:
+    A tree like ``new``, boxes kept. Arrays of integers and random keys are those of
+    ``new``.
+
+  Raises:
+    ValueError: Paths or shapes differ; or ``old`` is made of the same ``nnx.Variable``
+      as ``new``, which hold the new values by now.
+
+  Example:
+    >>> import alrao_jax as alrao, jax.numpy as jnp
+    >>> old = {"mean": jnp.zeros(2), "var": jnp.ones(2)}
+    >>> new = {"mean": jnp.array([0.5, 1e30]), "var": jnp.array([2.0, jnp.inf])}
+    >>> alrao.keep_finite(new, old)["mean"].tolist()
+    [0.5, 0.0]
+  """
+  found, treedef = _tree.flatten_with_paths(new)
+  before = dict(_tree.flatten_with_paths(old)[0])
+  shapes = {path: jnp.shape(leaf) for path, leaf in found}
+  if shapes != (others := {path: jnp.shape(leaf) for path, leaf in before.items()}):
+    differ = sorted(path for path, _ in shapes.items() ^ others.items())
+    raise ValueError(
+      "keep_finite(new, old) must be two trees with the same paths and shapes, got "
+      f"different ones for {', '.join(dict.fromkeys(differ))}."
+    )
+  is_variable = lambda node: hasattr(node, "get_value")  # noqa: E731
+  variables = {id(x) for x in jax.tree.leaves(old, is_leaf=is_variable)}
+  for node in filter(is_variable, jax.tree.leaves(new, is_leaf=is_variable)):
+    if id(node) in variables:
+      raise ValueError(
+        "keep_finite(old=...) must hold the values from before the forward pass, got "
+        "the model's own Variables, which have changed with it. Write before = "
+        "nnx.as_pure(nnx.state(model, nnx.BatchStat)) before the pass."
+      )
+
+  broken: dict[Any, jax.Array] = {}
+  module = {path: (path.rpartition("/")[0], shapes[path]) for path in shapes}
+  for path, leaf in found:
+    if jnp.issubdtype(leaf.dtype, jnp.inexact):
+      bad = ~jnp.isfinite(leaf)
+      broken[module[path]] = broken.get(module[path], jnp.zeros_like(bad)) | bad
+
+  def keep(path, leaf):
+    if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+      return leaf
+    return jnp.where(broken[module[path]], before[path].astype(leaf.dtype), leaf)
+
+  return jax.tree.unflatten(treedef, [keep(path, leaf) for path, leaf in found])
 
 
 def _scale(

@@ -1,5 +1,6 @@
 """The heads in an optimizer: their posterior, their own transformations, the best."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -20,12 +21,18 @@ class TrackHeadsState(NamedTuple):
 
   Attributes:
     log_weights: Shape ``(num_heads,)``, the log-posterior of the heads, to be used for
-      the next step's loss; a dict of such arrays where ``names`` were given.
-    averaging: State of the averaging, such as :class:`SwitchState`; a dict likewise.
+      the next step's loss; a dict of such arrays where ``names`` were given, like all
+      that follow.
+    averaging: State of the averaging, such as :class:`SwitchState`.
+    diverged: Bool, shape ``(num_heads,)``: which heads the last report said to have
+      diverged.
+    all_diverged_steps: int32 scalar, how many reports said so of all heads.
   """
 
   log_weights: Any
   averaging: Any
+  diverged: Any
+  all_diverged_steps: Any
 
 
 def track_heads(
@@ -38,13 +45,34 @@ def track_heads(
 
   The last transformation of a chain. Its ``update`` takes ``head_log_likelihoods``,
   which every loss of this library returns in its :class:`MixtureInfo`, and moves the
-  posterior that :func:`log_weights` reads. A head whose report is not finite gets no
-  update, and an update that would make its parameter non-finite becomes zero. With all
-  heads out the posterior stands still, and the body moves by its momentum alone.
+  posterior that :func:`log_weights` reads. What a report says of a head:
 
-  Each call is one observation. Under :class:`optax.MultiSteps`, which averages the
-  gradients but not ``head_log_likelihoods``, pass their mean over the micro-batches so
-  far; under ``jax.shard_map``, their ``jax.lax.pmean`` over the devices.
+  - ``-inf`` (or ``+inf``): it has diverged. It gets no update. If all have diverged,
+    the posterior stands still, and the body moves by its momentum alone.
+  - NaN: nothing was seen of it, as in a batch without any weighted example. It is
+    updated as usual, and its weight stays. If nothing was seen of any, the posterior
+    stands still.
+
+  An update that would make its parameter non-finite becomes zero. What the user carries
+  beside the parameters, such as the running averages of BatchNorm, :func:`keep_finite`
+  keeps.
+
+  Each call is one observation. Where several batches make one, pass the mean of their
+  reports, weighted by :attr:`MixtureInfo.num_examples`, without those of which nothing
+  was seen or that are skipped. Under :class:`optax.MultiSteps`, which averages the
+  gradients but not the reports, sum over the micro-batches since the last update::
+
+    counts = jnp.isfinite(info.head_log_likelihoods).any()
+    n = jnp.where(counts, info.num_examples, 0.0)
+    total += jnp.where(n > 0, n * info.head_log_likelihoods, 0.0)  # from 0 after each
+    count += n                                                     # has_updated(...)
+    report = total / count                       # NaN if nothing was seen of any batch
+
+  Under ``jax.shard_map`` (``jax.pmap``), where each device sees a part of the batch,
+  sum over the devices what is summed over micro-batches there::
+
+    report = jax.lax.psum(jnp.where(n > 0, n * info.head_log_likelihoods, 0.0), "data")
+    report /= jax.lax.psum(n, "data")
 
   Args:
     averaging: How the posterior learns: :func:`switch`, :func:`bayes` or
@@ -88,8 +116,13 @@ def track_heads(
 
   def start(num_heads, dtype):
     state = averaging.init(num_heads, dtype)
-    # A copy: a donated state must not hold one buffer twice.
-    return TrackHeadsState(jnp.copy(averaging.log_weights(state)), state)
+    return TrackHeadsState(
+      # A copy: a donated state must not hold one buffer twice.
+      log_weights=jnp.copy(averaging.log_weights(state)),
+      averaging=state,
+      diverged=jnp.zeros([num_heads], bool),
+      all_diverged_steps=jnp.zeros([], jnp.int32),
+    )
 
   def init_fn(params):
     layers = _layers(params, heads)
@@ -101,29 +134,46 @@ def track_heads(
     if names is None:
       return start(num_heads, state_dtype(params))
     each = {name: start(num_heads, state_dtype(params)) for name in names}
-    return _by_name(each)
+    return by_name(each)
 
-  def observe(averaging_state, log_likelihoods):
-    new = averaging.update(averaging_state, log_likelihoods)
-    return TrackHeadsState(averaging.log_weights(new), new)
+  def observe(state, log_likelihoods):
+    new = averaging.update(state.averaging, log_likelihoods)
+    weights = averaging.log_weights(new)
+    # A method of the user's own may take NaN and infinities for numbers.
+    learns = jnp.isfinite(log_likelihoods).any() & ~jnp.isnan(weights).any()
+    new, weights = jax.tree.map(
+      functools.partial(jnp.where, learns),
+      (new, weights),
+      (state.averaging, state.log_weights),
+    )
+    diverged = jnp.isinf(log_likelihoods)
+    steps = jnp.where(
+      diverged.all(),
+      optax.safe_increment(state.all_diverged_steps),
+      state.all_diverged_steps,
+    )
+    return TrackHeadsState(weights, new, diverged, steps)
 
   def update_fn(updates, state, params=None, *, head_log_likelihoods=None, **extra):
     del extra
+    _checks.check_state("track_heads().update()", state, TrackHeadsState)
     observed = _checked_log_likelihoods(head_log_likelihoods, state.log_weights)
-    alive = jax.tree.map(jnp.isfinite, observed)
     if names is None:
-      new_state = observe(state.averaging, observed)
+      new_state = observe(state, observed)
     else:
-      each = {name: observe(state.averaging[name], observed[name]) for name in names}
-      new_state = _by_name(each)
+      each = {
+        name: observe(one, observed[name]) for name, one in by_layer(state).items()
+      }
+      new_state = by_name(each)
 
     def guard(path, update, *param):
       layer = _tree.head_name(_tree.path_of(path), heads)
       if layer is not None:
-        # The gradient of a head that is out is zero, but momentum would coast.
-        keep = alive if names is None else alive[_match(layer, names)]
-        keep = keep.reshape(keep.shape + (1,) * (update.ndim - 1))
-        update = jnp.where(keep, update, jnp.zeros_like(update))
+        # The gradient of a diverged head is zero, but momentum would coast.
+        diverged = new_state.diverged
+        diverged = diverged if names is None else diverged[_match(layer, names)]
+        diverged = diverged.reshape(diverged.shape + (1,) * (update.ndim - 1))
+        update = jnp.where(diverged, jnp.zeros_like(update), update)
       result: Any = optax.apply_updates(param[0], update) if param else update
       return jnp.where(jnp.isfinite(result), update, jnp.zeros_like(update))
 
@@ -155,7 +205,8 @@ def log_weights(opt_state: Any, name: str | None = None) -> jax.Array:
     >>> jnp.exp(alrao.log_weights(opt_state)).tolist()
     [0.5, 0.5]
   """
-  found = find_state(opt_state, TrackHeadsState, "track_heads").log_weights
+  call = "log_weights()"
+  found = find_state(opt_state, TrackHeadsState, "track_heads", call).log_weights
   if not isinstance(found, Mapping):
     if name is not None:
       raise ValueError(
@@ -170,10 +221,23 @@ def log_weights(opt_state: Any, name: str | None = None) -> jax.Array:
   return found[name]
 
 
-def _by_name(each):
+def by_layer(state: TrackHeadsState) -> dict[Any, TrackHeadsState]:
+  """The state of each layer by name; of a layer without one by None."""
+  if not isinstance(state.log_weights, Mapping):
+    return {None: state}
+  return {
+    name: TrackHeadsState(*(field[name] for field in state))
+    for name in state.log_weights
+  }
+
+
+def by_name(each: Mapping[str, TrackHeadsState]) -> TrackHeadsState:
+  """The states of several layers as one, each field a dict by name."""
   return TrackHeadsState(
-    {name: state.log_weights for name, state in each.items()},
-    {name: state.averaging for name, state in each.items()},
+    *(
+      {name: getattr(state, field) for name, state in each.items()}
+      for field in TrackHeadsState._fields
+    )
   )
 
 
@@ -293,6 +357,7 @@ def per_head(
   Example:
     >>> import alrao_jax as alrao, jax, optax
     >>> optimizer = optax.chain(
+    ...   alrao.drop_diverged(),
     ...   alrao.per_head(optax.clip_by_global_norm(1.0)), optax.trace(0.9),
     ...   alrao.scale_by_unit_rates(jax.random.key(0)), alrao.track_heads())
   """
@@ -320,6 +385,7 @@ def per_head(
     return PerHeadState(body=tx.init(body), heads=init(stacked))
 
   def update_fn(updates, state, params=None, **extra_args):
+    _checks.check_state("per_head().update()", state, PerHeadState)
     body, stacked = split(updates)
     body_params, stacked_params = (None, None) if params is None else split(params)
     body, body_state = tx.update(body, state.body, body_params, **extra_args)
@@ -367,8 +433,9 @@ def best_heads(opt_state: Any, keep: int = 1) -> tuple[int, ...]:
     (1, 2)
   """
   _checks.check_count("best_heads()", "keep", keep)
-  find_state(opt_state, TrackHeadsState, "track_heads")  # an error, if there is none
-  each = list(posteriors("best_heads()", opt_state).values())
+  call = "best_heads()"
+  find_state(opt_state, TrackHeadsState, "track_heads", call)  # an error without one
+  each = list(posteriors(call, opt_state).values())
   if any(isinstance(weights, jax.core.Tracer) for weights in each):
     raise TypeError(
       "best_heads(opt_state) must know the posterior, got traced values: it fixes the "
@@ -432,7 +499,25 @@ def follow_leader(
     >>> int(leader.head), int(leader.steps)
     (1, 2)
   """
-  _checks.check_probability("follow_leader()", "threshold", threshold)
+  call = "follow_leader()"
+  _checks.check_probability(call, "threshold", threshold)
+  if isinstance(log_weights, Mapping):
+    raise ValueError(
+      f"{call[:-1]}log_weights=...) must be those of one MultiHead, got a mapping by "
+      f"{tuple(log_weights)}. Of several MultiHeads, follow each by itself."
+    )
+  if not hasattr(log_weights, "shape") and not _checks.is_concrete(log_weights):
+    raise TypeError(
+      f"{call[:-1]}log_weights=...) must be an array, got a "
+      f"{type(log_weights).__name__}. Write "
+      "follow_leader(alrao_jax.log_weights(opt_state), last)."
+    )
+  if last is not None and not isinstance(last, Leader):
+    raise TypeError(
+      f"{call[:-1]}last=...) must be a Leader, got a value of type "
+      f"{type(last).__name__}. Write alrao_jax.Leader(head, steps) for one that was "
+      "restored without its type, None before the first step."
+    )
   weights = jnp.asarray(log_weights)
   if weights.ndim != 1:
     raise ValueError(
@@ -455,13 +540,19 @@ def posteriors(call: str, opt_state: Any) -> dict[str | None, jax.Array]:
   """
   if not find_states(opt_state, TrackHeadsState):
     return {}
-  found = find_state(opt_state, TrackHeadsState, "track_heads").log_weights
+  found = find_state(opt_state, TrackHeadsState, "track_heads", call).log_weights
   layers: dict[str | None, jax.Array] = (
     dict(found) if isinstance(found, Mapping) else {None: found}
   )
   for log_weights in layers.values():
     check_one_seed(call, log_weights, "num_heads")
   return layers
+
+
+def tracked_heads(opt_state: Any) -> dict[str | None, TrackHeadsState]:
+  """What is known of the heads by the names of their layers; None: the only layer's."""
+  states = find_states(opt_state, TrackHeadsState)
+  return by_layer(states[0]) if states else {}
 
 
 def check_one_seed(call, vector, length):

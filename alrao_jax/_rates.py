@@ -330,6 +330,7 @@ def scale_by_unit_rates(
 
   def update_fn(updates, state, params=None, **extra_args):
     del extra_args
+    _checks.check_state(call + ".update()", state, ScaleByUnitRatesState)
     specs = _units.unit_specs(updates if params is None else params, options)
     layout = _unit_map.make_layout(specs)
     check_layout(call, state, layout, specs)
@@ -423,8 +424,10 @@ def unit_rates(opt_state: Any, params: Any, **options: Any) -> Any:
 
   Returns:
     A tree like ``params``, each leaf of its parameter's shape. A schedule that
-    multiplies all rates is not part of them. With ``redraw`` they are those of the last
-    update.
+    multiplies all rates is not part of them. They are those of the last update: the
+    interval belongs to the optimizer, so a state that is restored for one of another
+    interval shows the old rates until its first update, as after a change of injected
+    bounds.
 
   Raises:
     ValueError: If ``opt_state`` holds no or several states with rates, or belongs to
@@ -437,6 +440,7 @@ def unit_rates(opt_state: Any, params: Any, **options: Any) -> Any:
     >>> print(alrao.unit_rates(opt_state, params)["dense"]["bias"])
     [0.1 0.1]
   """
+  _checks.check_tree("unit_rates()", params)
   state = find_rates(opt_state)
   specs = _units.unit_specs(params, _units.UnitOptions(**options))
   layout = _unit_map.make_layout(specs)
@@ -460,7 +464,8 @@ def with_unit_rates(opt_state: Any, params: Any, rates: Any, **options: Any) -> 
     params: As for :func:`unit_rates`.
     rates: A tree like ``params``, each leaf of its parameter's shape, as
       :func:`unit_rates` returns; the entries of a unit must be equal. Log-uniform rates
-      may lie outside their interval. (With ``redraw`` the next update draws others.)
+      may lie outside their interval. (With ``redraw`` the next update draws others, and
+      one with another interval than the last update's scales them to it.)
     **options: As for :func:`unit_rates`.
 
   Returns:
@@ -479,7 +484,8 @@ def with_unit_rates(opt_state: Any, params: Any, rates: Any, **options: Any) -> 
     >>> opt_state = alrao.with_unit_rates(opt_state, params, halved)
   """
   call = "with_unit_rates()"
-  state = find_rates(opt_state)
+  _checks.check_tree(call, params)
+  state = find_rates(opt_state, call)
   specs = _units.unit_specs(params, _units.UnitOptions(**options))
   layout = _unit_map.make_layout(specs)
   check_layout(call, state, layout, specs)
@@ -508,9 +514,9 @@ def with_unit_rates(opt_state: Any, params: Any, rates: Any, **options: Any) -> 
   )
 
 
-def find_rates(opt_state: Any) -> ScaleByUnitRatesState:
+def find_rates(opt_state: Any, call: str = "unit_rates()") -> ScaleByUnitRatesState:
   """Finds the one state with rates, its leaves as plain arrays."""
-  return find_state(opt_state, ScaleByUnitRatesState, "scale_by_unit_rates")
+  return find_state(opt_state, ScaleByUnitRatesState, "scale_by_unit_rates", call)
 
 
 def _check_written(call, specs, values, vector, layout):

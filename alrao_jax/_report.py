@@ -1,6 +1,7 @@
 """Is it working? Numbers for a logger, and a report as data, table and picture."""
 
 import dataclasses
+import functools
 import math
 import os
 from typing import Any, Literal, NamedTuple
@@ -10,11 +11,12 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from . import _tree, _unit_map, _units
+from . import _checks, _tree, _unit_map, _units
+from ._alrao import DropDivergedState
 from ._averaging import SwitchState
 from ._checks import optional
-from ._guard import GuardUnitsState
-from ._heads import TrackHeadsState, check_one_seed, log_weights, posteriors
+from ._guard import GuardUnitsState, SkipBrokenBatchesState
+from ._heads import check_one_seed, log_weights, posteriors, tracked_heads
 from ._rates import ScaleByUnitRatesState, check_layout, rate_vector
 from ._tree import HEADS_REGEX, find_state, find_states
 from ._unit_map import unit_norms
@@ -26,13 +28,13 @@ class Motion(NamedTuple):
 
   Attributes:
     steps: Norm of each unit's update, shape ``(num_units,)``.
-    alive: Whether the unit moves, bool, shape ``(num_units,)``.
-    heads_alive: Whether the head moves, bool, shape ``(num_heads,)``.
+    moving: Whether the unit moves, bool, shape ``(num_units,)``.
+    heads_moving: Whether the head moves, bool, shape ``(num_heads,)``.
   """
 
   steps: jax.Array
-  alive: jax.Array
-  heads_alive: jax.Array
+  moving: jax.Array
+  heads_moving: jax.Array
 
 
 def head_rates(state: ScaleByUnitRatesState, num_heads: int) -> jax.Array:
@@ -48,12 +50,27 @@ def read_trips(opt_state: Any) -> jax.Array | None:
   return jnp.concatenate([state.trips for state in guards]) if guards else None
 
 
+def read_counts(opt_state: Any) -> dict[str, jax.Array]:
+  """In how many steps something went wrong, by what; only what is counted."""
+  counts = {}
+  for kind, names in (
+    (DropDivergedState, ("nonfinite_body_steps", "nonfinite_head_steps")),
+    (SkipBrokenBatchesState, ("skipped_steps",)),
+  ):
+    if states := find_states(opt_state, kind):
+      for name in names:
+        # The first of several sees what the others get cleaned: it counts most.
+        each = [jnp.max(getattr(state, name)) for state in states]
+        counts[name] = functools.reduce(jnp.maximum, each)
+  return counts
+
+
 def read_guarded(
   opt_state: Any, params: Any, options: _units.UnitOptions
 ) -> np.ndarray | None:
   """Which units a guard stopped, None without one for just these units."""
   specs = _units.unit_specs(params, options)
-  body = {path: spec for path, spec in specs.items() if spec.kind != "head"}
+  body = {path: spec for path, spec in specs.items() if not spec.of_heads}
   for state in find_states(opt_state, GuardUnitsState):
     if int(state.fingerprint) == _unit_map.fingerprint(body):
       return np.asarray(state.trips) > 0
@@ -95,9 +112,9 @@ def read_motion(
   weights = unit_norms(specs, layout, params, dtype)
   # A smaller step is lost when it is added to the weights.
   precision = jnp.asarray(_precision(specs, layout, params), dtype)
-  alive = jnp.isfinite(steps) & (steps > precision * weights)
+  moving = jnp.isfinite(steps) & (steps > precision * weights)
   heads = layout.num_heads
-  return Motion(steps[heads:], alive[heads:], alive[:heads])
+  return Motion(steps[heads:], moving[heads:], moving[:heads])
 
 
 def _read(call, opt_state, params, options):
@@ -108,7 +125,8 @@ def _read(call, opt_state, params, options):
       f"{call[:-1]}(opt_state[0].inner_states[label], opt_state[1]), part_of_params), "
       "if opt_state[0] is the partition's and opt_state[1] that of track_heads."
     )
-  state = find_state(opt_state, ScaleByUnitRatesState, "scale_by_unit_rates")
+  _checks.check_tree(call, params)
+  state = find_state(opt_state, ScaleByUnitRatesState, "scale_by_unit_rates", call)
   check_one_seed(call, state.quantiles, "num_heads + num_units")
   specs = _units.unit_specs(params, options)
   layout = _unit_map.make_layout(specs)
@@ -154,29 +172,38 @@ def scalars(
   ``alrao/log10_rate``           Posterior mean of the decimal logarithms of the
                                  heads' rates; only where ``opt_state`` holds one
                                  :func:`scale_by_unit_rates`, the heads'.
-  ``alrao/heads_alive``          Number of heads that this update moves. Needs
-                                 ``updates``, like the next two.
-  ``alrao/heads_dead``           Number of heads that it does not.
-  ``alrao/units_alive``          Share of the units that it moves.
+  ``alrao/heads_diverged``       Number of heads that the last report said to have
+                                 diverged.
+  ``alrao/all_heads_diverged     In how many steps all had: the network learns nothing
+  _steps``                       in them.
+  ``alrao/heads_moving``         Number of heads that this update moves. Needs
+                                 ``updates``, like the next.
+  ``alrao/units_moving``         Share of the units that it moves.
+  ``alrao/nonfinite_body         In how many steps the gradient of the body held NaN or
+  _steps``                       infinities; only with a :func:`drop_diverged`.
+  ``alrao/nonfinite_head         The same of the heads' gradients.
+  _steps``
   ``alrao/units_guarded``        Share of the units that it guards which a
                                  :func:`guard_units` stopped at least once; only with
                                  one.
   ``alrao/guard_trips``          How often it stopped any of them, in all.
+  ``alrao/skipped_steps``        How many steps a :func:`skip_broken_batches` left out;
+                                 only with one.
   =============================  ====================================================
 
-  A unit, or a head, is *alive* in a step whose update of it is finite and longer than
-  its weights' norm times their dtype's relative precision (1.2e-7 for float32): what is
-  shorter gets lost when it is added.
+  A unit, or a head, *moves* in a step whose update of it is finite and longer than its
+  weights' norm times their dtype's relative precision (1.2e-7 for float32): what is
+  shorter gets lost when it is added. Else it stands.
 
   **Is it working?** Yes, if ``effective_heads`` falls to a few, and ``log10_rate``
   comes to rest inside the interval. At an end of the interval, the interval wants to be
-  moved that way. A few dead heads at the fast end are what the method expects; all of
-  them dead, or a falling ``units_alive``, are not: a unit too fast has made the network
-  overflow, or a layer has died. See ``alrao(guard=...)``, or lower
-  ``max_learning_rate``. Many units of a network with ReLU are silent on some batches,
-  and slow units are lost to half precision. Under :class:`optax.MultiSteps` all updates
-  but each k-th are zero, and all heads and units dead in them: look only at steps where
-  ``optimizer.has_updated(opt_state)``.
+  moved that way. A few diverged heads at the fast end are what the method expects. A
+  growing ``all_heads_diverged_steps`` or a falling ``units_moving`` is not: a unit too
+  fast has made the network overflow, or a layer has died. Write
+  ``guard=alrao.guard()``, or lower ``max_learning_rate``. Many units of a network with
+  ReLU are silent on some batches, and slow units are lost to half precision. Under
+  :class:`optax.MultiSteps` all updates but each k-th are zero, and nothing moves in
+  them: look only at steps where ``optimizer.has_updated(opt_state)``.
 
   **Parts.** Where a mask or a partition gives :func:`scale_by_unit_rates` a part of the
   parameters only, pass the part of all three. With ``optax.chain(optax.partition({"b":
@@ -217,9 +244,11 @@ def scalars(
   """
   found = {}
   layers = posteriors("scalars()", opt_state)
+  tracked = tracked_heads(opt_state)
   rates = find_states(opt_state, ScaleByUnitRatesState)
   if not layers and not rates:
-    find_state(opt_state, ScaleByUnitRatesState, "scale_by_unit_rates")  # its error
+    kind = ScaleByUnitRatesState  # none there: an error
+    find_state(opt_state, kind, "scale_by_unit_rates", "scalars()")
   for name, each in layers.items():
     prefix = "alrao/" if name is None else f"alrao/{name}/"
     weights = jnp.exp(each)
@@ -229,6 +258,8 @@ def scalars(
     if len(rates) == 1:
       log10_rates = jnp.log10(head_rates(rates[0], len(weights))).astype(weights.dtype)
       found[f"{prefix}log10_rate"] = jnp.sum(weights * log10_rates)
+    found[f"{prefix}heads_diverged"] = jnp.sum(tracked[name].diverged)
+    found[f"{prefix}all_heads_diverged_steps"] = tracked[name].all_diverged_steps
   if updates is not None:
     if params is None:
       raise ValueError(
@@ -237,11 +268,12 @@ def scalars(
       )
     options = UnitOptions(tuple(overrides), heads, False, unit_axis, granularity)
     motion = read_motion("scalars()", opt_state, params, updates, options)
-    if motion.heads_alive.size:
-      found["alrao/heads_alive"] = jnp.sum(motion.heads_alive)
-      found["alrao/heads_dead"] = jnp.sum(~motion.heads_alive)
-    if motion.alive.size:
-      found["alrao/units_alive"] = _share(motion.alive)
+    if motion.heads_moving.size:
+      found["alrao/heads_moving"] = jnp.sum(motion.heads_moving)
+    if motion.moving.size:
+      found["alrao/units_moving"] = _share(motion.moving)
+  for name, count in read_counts(opt_state).items():
+    found[f"alrao/{name}"] = count
   trips = read_trips(opt_state)
   if trips is not None:
     found["alrao/units_guarded"] = _share(trips > 0)
@@ -267,12 +299,14 @@ class HeadReport:
     rate: Its learning rate.
     weight: Its posterior weight; those of all heads sum to 1. (The heads' cumulative
       log-likelihoods are not part of the optimizer's state.)
-    alive: Whether the updates move it; None without updates.
+    healthy: Whether its last reported log-likelihood did not say that it has diverged.
+    moving: Whether the updates move it; None without updates.
   """
 
   rate: float
   weight: float
-  alive: bool | None
+  healthy: bool
+  moving: bool | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -283,7 +317,7 @@ class DecadeReport:
     low: The lower end, a power of ten; 0 for units with rate 0.
     high: The upper end; 0 for units with rate 0.
     units: Number of units.
-    alive: Number of units that the updates move; None without updates.
+    moving: Number of units that the updates move; None without updates.
     share_of_squared_update: Their share of the squared norm of all units' updates,
       heads left out; None without updates, NaN if these are not finite.
     guarded: Number of units that the guard stopped at least once; None without one, or
@@ -293,7 +327,7 @@ class DecadeReport:
   low: float
   high: float
   units: int
-  alive: int | None
+  moving: int | None
   share_of_squared_update: float | None
   guarded: int | None
 
@@ -314,6 +348,12 @@ class Report:
       None without heads.
     observations: Number of mini-batches that the posterior has seen; None where its
       averaging keeps no count.
+    all_heads_diverged_steps: In how many steps all heads had diverged; None without
+      heads.
+    nonfinite_body_steps: In how many steps the body's gradient held NaN or infinities;
+      None without a :func:`drop_diverged`.
+    nonfinite_head_steps: The same of the heads' gradients.
+    skipped_steps: How many steps a :func:`skip_broken_batches` left out; None without.
   """
 
   heads: tuple[HeadReport, ...]
@@ -321,6 +361,10 @@ class Report:
   learning_rate: float | None
   effective_heads: float | None
   observations: int | None
+  all_heads_diverged_steps: int | None
+  nonfinite_body_steps: int | None
+  nonfinite_head_steps: int | None
+  skipped_steps: int | None
 
   @property
   def units(self) -> int:
@@ -328,9 +372,9 @@ class Report:
     return sum(decade.units for decade in self.decades)
 
   @property
-  def units_alive(self) -> int | None:
+  def units_moving(self) -> int | None:
     """Number of units that the updates move, None without updates."""
-    return _total(decade.alive for decade in self.decades)
+    return _total(decade.moving for decade in self.decades)
 
   @property
   def units_guarded(self) -> int | None:
@@ -338,9 +382,14 @@ class Report:
     return _total(decade.guarded for decade in self.decades)
 
   @property
-  def dead_heads(self) -> int | None:
-    """Number of heads that the updates do not move, None without updates."""
-    return _total(None if h.alive is None else int(not h.alive) for h in self.heads)
+  def heads_diverged(self) -> int | None:
+    """Number of heads that have diverged, None without heads."""
+    return _total(int(not head.healthy) for head in self.heads)
+
+  @property
+  def heads_moving(self) -> int | None:
+    """Number of heads that the updates move, None without heads or updates."""
+    return _total(None if h.moving is None else int(h.moving) for h in self.heads)
 
   def __str__(self) -> str:
     return text(self)
@@ -386,15 +435,18 @@ def report(
   heads' rates were compared on the output layer alone, above a body that has all rates
   at once. Take it for the middle of a search, not for its end.
 
-  **The units**, by the decade of their rates: how many there are, how many are alive,
-  and how much of the update is theirs. A unit, or a head, is *alive* if the update of
-  it is finite and longer than its weights' norm times their dtype's relative precision:
-  what is shorter gets lost when it is added. One step's ``updates`` show one step, in
-  which a unit with ReLU may be silent by chance, and a head is dead where its loss was
-  not finite. To see who has moved at all, pass what a whole epoch has changed:
-  ``jax.tree.map(jnp.subtract, params, params_before)``.
+  **The units**, by the decade of their rates: how many there are, how many move, and
+  how much of the update is theirs. A unit, or a head, *moves* if the update of it is
+  finite and longer than its weights' norm times their dtype's relative precision: what
+  is shorter gets lost when it is added. One step's ``updates`` show one step, in which
+  a unit with ReLU may be silent by chance, and a diverged head stands. To see who has
+  moved at all, pass what a whole epoch has changed: ``jax.tree.map(jnp.subtract,
+  params, params_before)``.
 
-  Whether it works is said under :func:`scalars`. If the fastest decades are dead or
+  **What went wrong**: in how many steps gradients were not finite, all heads had
+  diverged, or a broken batch was skipped.
+
+  Whether it works is said under :func:`scalars`. If the fastest decades stand or are
   guarded, the interval reaches further than this network bears.
 
   Args:
@@ -404,7 +456,7 @@ def report(
       for :func:`scalars`.
     params: The parameters.
     updates: A tree like ``params``, what ``optimizer.update`` returned or a difference
-      of parameters; without it nothing is said about who is alive.
+      of parameters; without it nothing is said about who moves.
     name: Which heads, where the optimizer was given ``names``.
     overrides: As given to the optimizer.
     heads: As given to the optimizer.
@@ -443,8 +495,13 @@ def report(
     motion = read_motion(call, opt_state, params, updates, options)
     motion = jax.device_get(motion)
   decades = _decades(rates, motion, read_guarded(opt_state, params, options))
+  counts = {name: int(count) for name, count in read_counts(opt_state).items()}
+  counted = {
+    name: counts.get(name)
+    for name in ("nonfinite_body_steps", "nonfinite_head_steps", "skipped_steps")
+  }
   if not posteriors(call, opt_state):
-    return Report((), decades, None, None, None)
+    return Report((), decades, None, None, None, None, **counted)
 
   log_a = log_weights(opt_state, name)
   weights = np.exp(np.asarray(log_a, np.float64))
@@ -454,16 +511,17 @@ def report(
       f"for {ladder.size} heads among params. Pass the state and the params of that "
       "scale_by_unit_rates that holds the heads' rates."
     )
+  tracked = tracked_heads(opt_state)[name]
   each = tuple(
     HeadReport(
       float(ladder[j]),
       float(weights[j]),
-      None if motion is None else bool(motion.heads_alive[j]),
+      not tracked.diverged[j],
+      None if motion is None else bool(motion.heads_moving[j]),
     )
     for j in range(len(weights))
   )
-  averaging = find_state(opt_state, TrackHeadsState, "track_heads").averaging
-  averaging = averaging if name is None else averaging[name]
+  averaging = tracked.averaging
   return Report(
     each,
     decades,
@@ -473,14 +531,16 @@ def report(
     observations=(
       int(averaging.count) - 1 if isinstance(averaging, SwitchState) else None
     ),
+    all_heads_diverged_steps=int(tracked.all_diverged_steps),
+    **counted,
   )
 
 
 def _decades(rates, motion, guarded) -> tuple[DecadeReport, ...]:
   """Sorts the units by the decades of their rates, empty decades between included."""
-  moving = rates > 0
+  drawn = rates > 0
   # Rates are rounded: 1e-05 in float32 may lie below 1e-05.
-  exponents = np.floor(np.log10(np.where(moving, rates, 1.0)) + 1e-6).astype(int)
+  exponents = np.floor(np.log10(np.where(drawn, rates, 1.0)) + 1e-6).astype(int)
   squares = None if motion is None else np.square(motion.steps.astype(np.float64))
   total = None if squares is None else squares.sum()
 
@@ -493,17 +553,17 @@ def _decades(rates, motion, guarded) -> tuple[DecadeReport, ...]:
       low,
       high,
       int(which.sum()),
-      None if motion is None else int(motion.alive[which].sum()),
+      None if motion is None else int(motion.moving[which].sum()),
       share,
       None if guarded is None else int(guarded[which].sum()),
     )
 
-  found = [] if moving.all() else [decade(0.0, 0.0, ~moving)]
-  if moving.any():
-    first, last = exponents[moving].min(), exponents[moving].max()
+  found = [] if drawn.all() else [decade(0.0, 0.0, ~drawn)]
+  if drawn.any():
+    first, last = exponents[drawn].min(), exponents[drawn].max()
     for k in range(first, last + 1):
       low, high = float(f"1e{k}"), float(f"1e{k + 1}")
-      found.append(decade(low, high, moving & (exponents == k)))
+      found.append(decade(low, high, drawn & (exponents == k)))
   return tuple(found)
 
 
@@ -548,14 +608,15 @@ def table(report: "Report") -> Any:
 
 def _rows(report: "Report") -> tuple[Rows, Rows]:
   """The cells of the tables of heads and of units, a line of names first."""
-  heads = [("rate", "weight", "alive")] + [
-    (f"{h.rate:.2g}", f"{h.weight:.3f}", _cell(h.alive)) for h in report.heads
+  heads = [("rate", "weight", "healthy", "moving")] + [
+    (f"{h.rate:.2g}", f"{h.weight:.3f}", _cell(h.healthy), _cell(h.moving))
+    for h in report.heads
   ]
-  units = [("rates", "units", "alive", "share of squared update", "guarded")] + [
+  units = [("rates", "units", "moving", "share of squared update", "guarded")] + [
     (
       f"{d.low:.0e} to {d.high:.0e}" if d.low else "0",
       str(d.units),
-      _cell(d.alive),
+      _cell(d.moving),
       "-" if d.share_of_squared_update is None else f"{d.share_of_squared_update:.1%}",
       _cell(d.guarded),
     )
@@ -570,15 +631,39 @@ def _summary(report: "Report") -> str:
     seen = "" if report.observations is None else f" after {report.observations} steps"
     lines.append(
       f"{report.effective_heads:.1f} of {len(report.heads)} heads in effect{seen}"
-      + ("." if report.dead_heads is None else f", {report.dead_heads} dead.")
+      + f", {report.heads_diverged} diverged."
     )
     lines.append(f"Suggested learning rate: {report.learning_rate:.2g} (a heuristic).")
   counts = [f"{report.units} units"]
-  if report.units_alive is not None:
-    counts.append(f"{report.units_alive} alive")
+  if report.units_moving is not None:
+    counts.append(f"{report.units_moving} moving")
   if report.units_guarded is not None:
     counts.append(f"{report.units_guarded} guarded")
-  return "\n".join([*lines, ", ".join(counts) + "."])
+  lines.append(", ".join(counts) + ".")
+  if report.nonfinite_body_steps or report.nonfinite_head_steps:
+    lines.append(
+      f"Gradients were not finite in {report.nonfinite_body_steps} steps of the body, "
+      f"{report.nonfinite_head_steps} of the heads."
+    )
+  if report.skipped_steps:
+    lines.append(f"{report.skipped_steps} steps skipped: their batches looked broken.")
+  if report.all_heads_diverged_steps:
+    lines.append(_all_diverged(report))
+  return "\n".join(lines)
+
+
+def _all_diverged(report: "Report") -> str:
+  """What to say of a run whose heads had all diverged for a while."""
+  steps = f"{report.all_heads_diverged_steps} steps"
+  if report.heads_diverged != len(report.heads):
+    return f"All heads had diverged in {steps}."
+  remedy = "lower max_learning_rate"
+  if report.units_guarded is None:
+    remedy = f"write guard=alrao_jax.guard(), or {remedy}"
+  return (
+    f"All heads have diverged, in {steps} so far: nothing is learned any more. Start "
+    f"anew: {remedy}."
+  )
 
 
 def _cell(value: bool | int | None) -> str:
@@ -622,11 +707,16 @@ def _draw_heads(axes: Any, report: "Report") -> None:
     color=BLUE,
     label="posterior",
   )
-  dead = [x for x, h in zip(places, report.heads, strict=True) if h.alive is False]
-  if dead:
-    # Above the axis, where a dead head's bar, of no height, would be.
+  diverged = [x for x, h in zip(places, report.heads, strict=True) if not h.healthy]
+  if diverged:
+    # Above the axis, where a diverged head's bar, of no height, would be.
     axes.plot(
-      dead, [0.02] * len(dead), "x", color="black", markersize=5, label="dead head"
+      diverged,
+      [0.02] * len(diverged),
+      "x",
+      color="black",
+      markersize=5,
+      label="diverged head",
     )
   rate = report.learning_rate or report.heads[0].rate
   axes.axvline(
@@ -643,11 +733,11 @@ def _draw_heads(axes: Any, report: "Report") -> None:
 
 
 def _draw_units(axes: Any, report: "Report") -> None:
-  """Shares of units, of live ones and of the update, by decade."""
+  """Shares of units, of moving ones and of the update, by decade."""
   decades = [decade for decade in report.decades if decade.low > 0]
   places = [math.log10(decade.low) + 0.5 for decade in decades]
   total = max(report.units, 1)
-  knows = bool(decades) and decades[0].alive is not None
+  knows = bool(decades) and decades[0].moving is not None
   left = [x - 0.21 for x in places] if knows else places
   width = 0.4 if knows else 0.8
   axes.bar(
@@ -655,11 +745,11 @@ def _draw_units(axes: Any, report: "Report") -> None:
     [decade.units / total for decade in decades],
     width=width,
     color=GREY,
-    label="units" if not knows else "units, dead",
+    label="units" if not knows else "units, standing",
   )
   if knows:
-    alive = [(decade.alive or 0) / total for decade in decades]
-    axes.bar(left, alive, width=width, color=BLUE, label="units, alive")
+    moving = [(decade.moving or 0) / total for decade in decades]
+    axes.bar(left, moving, width=width, color=BLUE, label="units, moving")
     shares = [decade.share_of_squared_update or 0.0 for decade in decades]
     shares = [share if math.isfinite(share) else 0.0 for share in shares]
     axes.bar(

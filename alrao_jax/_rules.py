@@ -443,7 +443,7 @@ def match_overrides(
 
   Args:
     shapes: The shapes of the parameters that may be overridden, by path.
-    heads: The paths of those that may not.
+    heads: The paths of the heads' parameters, which can only be frozen.
     overrides: Those of :class:`UnitOptions`.
 
   Returns:
@@ -458,11 +458,18 @@ def match_overrides(
   for override in overrides:
     pattern, what = _parse_override(override)
     matched = [path for path in shapes if pattern.search(path)]
+    of_heads = [path for path in heads if pattern.search(path)]
+    if what == "frozen":
+      matched += of_heads
     if not matched and (shapes or heads):
-      of_heads = any(pattern.search(path) for path in heads)
       raise ValueError(
         f"overrides=[({pattern.pattern!r}, ...)] must match the path of a parameter, "
-        f"got {'only heads' if of_heads else 'no match'} among {_some(shapes)}."
+        + (
+          f"got only heads, {_some(of_heads)}, whose rates are not drawn: they can "
+          "only be 'frozen'."
+          if of_heads
+          else f"got no match among {_some([*shapes, *heads])}."
+        )
       )
     for path in matched:
       given.setdefault(path, what)

@@ -53,7 +53,7 @@ _DRAWN = ("unit", "per_weight", "one_rate")
 
 def count_heads(specs: Mapping[str, UnitSpec]) -> int:
   """Returns the common leading axis of the heads' leaves, 0 if there are none."""
-  found = {s.path: s.shape[0] for s in specs.values() if s.kind == "head"}
+  found = {s.path: s.shape[0] for s in specs.values() if s.of_heads}
   if len(set(found.values())) > 1:
     raise ValueError(
       "All heads of a model must agree on num_heads, the leading axis of their "

@@ -15,8 +15,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
-import jax.numpy as jnp
-
+from ._checks import check_parameter, check_tree
 from ._rules import Override, Rules, Shape, Units, match_overrides, override_text
 from ._tree import HEADS_REGEX, flatten_with_paths, head_name
 
@@ -27,8 +26,8 @@ class UnitOptions(NamedTuple):
   Attributes:
     overrides: Pairs ``(pattern, what)``; the first whose pattern is found in a
       parameter's path by ``re.search`` decides. ``what`` is a tuple of axes,
-      :class:`Units`, ``"per_weight"``, ``"one_rate"`` or ``"frozen"``. Heads are
-      never overridden.
+      :class:`Units`, ``"per_weight"``, ``"one_rate"`` or ``"frozen"``. Only
+      ``"frozen"`` is for heads too.
     heads: Regular expression for the paths of the heads' parameters; None: no heads.
     strict: Whether a parameter that no rule knows is an error.
     unit_axis: ``"last"``, or ``"first"`` for trees with units on axis 0 (Equinox).
@@ -49,14 +48,15 @@ class UnitSpec:
   Attributes:
     path: The parameter's path.
     shape: Its shape.
-    kind: ``"unit"``, ``"per_weight"``, ``"one_rate"``, ``"frozen"`` (never updated) or
-      ``"head"`` (axis 0 indexes the heads, whose rates are not drawn).
+    kind: ``"unit"``, ``"per_weight"``, ``"one_rate"``, ``"frozen"`` (never updated, be
+      it a head's or not) or ``"head"`` (the heads' rates are not drawn).
     axes: The axes that index the units, sorted; ``()`` for one rate.
     group: Parameters of the same group share one vector of rates; "" for frozen ones
       and heads, and for a layer at the root of the tree.
     tiles: How many times the units are repeated along the last of ``axes``.
     assumed: Whether no rule knew the parameter.
     rule: The rule that decided, in words.
+    of_heads: Whether axis 0 indexes the heads: of heads that train and of frozen ones.
   """
 
   path: str
@@ -67,6 +67,7 @@ class UnitSpec:
   tiles: int = 1
   assumed: bool = False
   rule: str = ""
+  of_heads: bool = False
 
   @property
   def unit_shape(self) -> Shape:
@@ -111,6 +112,7 @@ def unit_specs(
     >>> specs["kernel"].axes, specs["kernel"].num_units
     ((1,), 5)
   """
+  check_tree("describe_units()", params)
   _check_options(options)
   leaves = flatten_with_paths(params)[0]
   shapes = {path: _shape_of(path, leaf) for path, leaf in leaves}
@@ -122,7 +124,7 @@ def unit_specs(
   for path, shape in shapes.items():
     what = given.get(path)
     if path in heads:
-      specs[path] = _head(path, shape)
+      specs[path] = _head(path, shape, frozen=what == "frozen")
     elif isinstance(what, str):
       specs[path] = _by_word(path, shape, what, "override")
     elif options.granularity == "per_weight":
@@ -150,27 +152,17 @@ def _check_options(options: UnitOptions) -> None:
 
 
 def _shape_of(path: str, leaf: Any) -> Shape:
-  dtype = getattr(leaf, "dtype", None)
-  if dtype is None:
-    raise TypeError(
-      f"Parameters must be arrays, got {leaf!r} for {path!r}. Write jnp.asarray(...)."
-    )
-  if not jnp.issubdtype(dtype, jnp.floating):
-    raise TypeError(
-      f"Parameters must be of a floating dtype, got {path!r} of shape "
-      f"{tuple(leaf.shape)} and dtype {dtype}. Parameters of integer dtype can't be "
-      "trained: keep them out of the tree that the optimizer is given, for instance by "
-      "optax.masked or nnx.Optimizer(..., wrt=nnx.Param)."
-    )
+  check_parameter(path, leaf)
   return tuple(leaf.shape)
 
 
-def _head(path: str, shape: Shape) -> UnitSpec:
+def _head(path: str, shape: Shape, frozen: bool) -> UnitSpec:
   if not shape:
     raise ValueError(
       f"Parameters of heads must have the heads on axis 0, got {path!r}, of shape ()."
     )
-  return UnitSpec(path, shape, "head", (0,), "", rule="head")
+  kind, rule = ("frozen", "override") if frozen else ("head", "head")
+  return UnitSpec(path, shape, kind, (0,), "", rule=rule, of_heads=True)
 
 
 def _by_word(path: str, shape: Shape, word: Any, rule: str) -> UnitSpec:

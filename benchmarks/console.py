@@ -65,6 +65,20 @@ def check_seed(seed: int) -> None:
     refuse("seed", "must be from 0 to 2^32 - 1", seed)
 
 
+def check_seeds(count: int, at_least: int = 1) -> None:
+  """Checks a number of runs, whose seeds count from 0.
+
+  Args:
+    count: The number.
+    at_least: The smallest that makes sense.
+
+  Raises:
+    OptionError: It is smaller, or there are not as many seeds.
+  """
+  if not at_least <= count <= MAX_SEED + 1:
+    refuse("seeds", f"must be at least {at_least}, at most 2^32", count)
+
+
 @contextlib.contextmanager
 def writing_to(out: Path, *, writes: bool = True) -> Iterator[None]:
   """Makes a folder for results, and keeps other processes from writing there.

@@ -1,5 +1,7 @@
 """What the transformations do to updates: exact special cases, guards and errors."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -80,6 +82,99 @@ def test_frozen_parameters_get_no_update():
   updates, _ = optimizer.update(gradients(params), optimizer.init(params), params)
   assert_trees_equal(updates["dense"], jax.tree.map(jnp.zeros_like, params["dense"]))
   assert all(np.all(u != 0) for u in jax.tree.leaves(updates["out"]))
+
+
+def two_branches(num_heads=4):
+  def branch():
+    return {
+      "dense": {"kernel": jnp.ones((5, 8)), "bias": jnp.zeros(8)},
+      "out": {"alrao_heads": {"kernel": jnp.ones((num_heads, 8, 3))}},
+    }
+
+  return {"a": branch(), "b": branch()}
+
+
+def momentum_and_decay(**options):
+  return alrao.alrao(
+    jax.random.key(0),
+    optax.trace(0.9),
+    weight_decay=0.1,
+    names=("a/out", "b/out"),
+    **options,
+  )
+
+
+FREEZING = {
+  "momentum": momentum_and_decay,
+  "guard": lambda **options: momentum_and_decay(guard=alrao.guard(), **options),
+  "schedule_free": lambda **options: alrao.schedule_free_alrao(
+    jax.random.key(0), weight_decay=0.1, names=("a/out", "b/out"), **options
+  ),
+  "multi_steps": lambda **options: optax.MultiSteps(momentum_and_decay(**options), 2),
+}
+HEADS_REPORTS = {
+  "a/out": jnp.array([-1.0, -2.0, -3.0, -4.0]),
+  "b/out": jnp.array([-2.0, -1.0, -3.0, -4.0]),
+}
+
+
+@pytest.mark.parametrize("pattern", ["^a/", "alrao_heads", "^a/out/", "kernel"])
+@pytest.mark.parametrize("name", FREEZING)
+def test_nothing_below_a_frozen_path_moves_heads_included(name, pattern):
+  params = start = two_branches()
+  optimizer = FREEZING[name](overrides=((pattern, "frozen"),))
+  state, update = optimizer.init(params), jax.jit(optimizer.update)
+  with jax.numpy_dtype_promotion("standard"):
+    for step in range(4):
+      grads = gradients(params, step)
+      updates, state = update(grads, state, params, head_log_likelihoods=HEADS_REPORTS)
+      params = optax.apply_updates(params, updates)
+  averaged = alrao.eval_params(state, params) if name == "schedule_free" else params
+  for tree in (params, averaged):
+    for (keys, now), then in zip(
+      jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(start), strict=True
+    ):
+      path = "/".join(key.key for key in keys)
+      frozen = re.search(pattern, path) is not None
+      assert bool((now == then).all()) == frozen, path
+  # The posterior over frozen heads still learns who predicts best.
+  assert int(jnp.argmax(alrao.log_weights(state, "a/out"))) == 0
+  assert int(jnp.argmax(alrao.log_weights(state, "b/out"))) == 1
+
+
+def test_frozen_heads_are_counted_collapsed_exported_and_split():
+  params = two_branches()
+  optimizer = momentum_and_decay(overrides=((".", "frozen"),), guard=alrao.guard())
+  state = optimizer.init(params)
+  rates = alrao.unit_rates(state, params, overrides=((".", "frozen"),))
+  assert not any(leaf.any() for leaf in jax.tree.leaves(rates))
+  alrao.with_unit_rates(state, params, rates, overrides=((".", "frozen"),))
+  mesh = jax.make_mesh((1,), ("heads",), (jax.sharding.AxisType.Auto,))
+  split, _ = alrao.head_shardings(optimizer, params, mesh)
+  assert split["a"]["out"]["alrao_heads"]["kernel"].spec == jax.P("heads")
+  clipped = alrao.per_head(optax.clip_by_global_norm(1.0))
+  updates, _ = clipped.update(params, clipped.init(params), params)
+  kernel = updates["a"]["out"]["alrao_heads"]["kernel"]
+  np.testing.assert_allclose(jnp.square(kernel).sum((1, 2)), 0.5, rtol=1e-6)
+  grads = gradients(params)
+  _, state = optimizer.update(grads, state, params, head_log_likelihoods=HEADS_REPORTS)
+  got = alrao.scalars(
+    state,
+    params,
+    jax.tree.map(jnp.zeros_like, params),
+    overrides=((".", "frozen"),),
+  )
+  assert got["alrao/a/out/heads_diverged"] == 0
+  params, state = alrao.collapse(optimizer, params, state, keep=(1, 2))
+  updates, state = optimizer.update(
+    gradients(params),
+    state,
+    params,
+    head_log_likelihoods={name: report[1:3] for name, report in HEADS_REPORTS.items()},
+  )
+  assert not any(leaf.any() for leaf in jax.tree.leaves(updates))
+  single = alrao.export(params, head=1)
+  assert single["a"]["out"]["kernel"].shape == (8, 3)
 
 
 def test_gates_of_a_cell_share_one_vector_of_rates():
@@ -464,7 +559,8 @@ def test_updates_of_another_shape_are_an_error_that_names_them():
 
 def test_a_gradient_whose_square_overflows_is_dropped():
   grads = {"a": jnp.array([1e17, 1e20, -jnp.inf, jnp.nan])}
-  updates, _ = alrao.drop_diverged().update(grads, ())
+  dropping = alrao.drop_diverged()
+  updates, _ = dropping.update(grads, dropping.init(grads))
   np.testing.assert_array_equal(updates["a"], jnp.array([1e17, 0.0, 0.0, 0.0]))
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import alrao_jax.linen
 import alrao_jax.nnx
+from alrao_jax import _unit_map
 from alrao_jax._rules import Units
 from alrao_jax._tree import flatten_with_paths, head_name, path_of
 from alrao_jax._units import UnitOptions, describe_units, unit_specs
@@ -324,6 +325,25 @@ def test_words_override():
     ("frozen", (), "", 1),
     ("unit", (1,), "d", 5),
   ]
+
+
+def test_heads_can_be_frozen_and_stay_heads():
+  params = {
+    "a": {"out": {"alrao_heads": {"kernel": jnp.ones((4, 8, 3))}}},
+    "b": {"dense": {"kernel": jnp.ones((5, 8))}},
+  }
+  for pattern in ("^a/", "alrao_heads", "."):
+    found = specs(params, overrides=((pattern, "frozen"),))
+    spec = found["a/out/alrao_heads/kernel"]
+    assert (spec.kind, spec.of_heads, spec.axes) == ("frozen", True, (0,))
+    body = found["b/dense/kernel"]
+    assert (body.kind == "frozen") == (pattern == ".") and not body.of_heads
+    layout = _unit_map.make_layout(found)
+    assert layout.num_heads == 4 and layout.size == (4 if pattern == "." else 12)
+  # What else overrides say is not for heads, whose rates are not drawn.
+  found = specs(params, overrides=((".", (0,)), ("^a/", "frozen")))
+  assert found["a/out/alrao_heads/kernel"].kind == "frozen"
+  assert found["b/dense/kernel"].axes == (0,)
 
 
 def test_units_override_gives_group_and_tiles():

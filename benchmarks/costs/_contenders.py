@@ -18,7 +18,7 @@ from jax.typing import DTypeLike
 
 import alrao_jax
 from benchmarks.data.dataset import Split, Splits
-from benchmarks.data.text import Level, Text
+from benchmarks.data.text_files import Level, Text
 from benchmarks.methods import METHODS
 from benchmarks.models import build_model
 from benchmarks.models.language import OutputLayer, build_language_model

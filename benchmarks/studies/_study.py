@@ -13,7 +13,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 from benchmarks import console, data, records, training
-from benchmarks.console import Display, refuse
+from benchmarks.console import Display, check_seeds, refuse
 from benchmarks.data import DataError, Dataset, Split, Splits
 from benchmarks.methods import Method
 from benchmarks.models import build_model
@@ -576,8 +576,7 @@ class Study(abc.ABC, Generic[Found]):
     Raises:
       OptionError: Options out of range, such as too few seeds.
     """
-    if self.seeds < 2:
-      refuse("seeds", "must be at least 2, for a spread", self.seeds)
+    check_seeds(self.seeds, at_least=2)  # for a spread
 
   @abc.abstractmethod
   def find(self, source: Source) -> Found:

@@ -13,7 +13,7 @@ import tyro
 
 from benchmarks import pictures
 from benchmarks.console import OptionError, refuse
-from benchmarks.data.text import Text, load_text
+from benchmarks.data.text_files import Text, load_text
 from benchmarks.methods import upper
 from benchmarks.models.language import build_language_model
 from benchmarks.records import Record

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from benchmarks import records
-from benchmarks.console import Display, refuse, writing_to
+from benchmarks.console import Display, check_seeds, refuse, writing_to
 from benchmarks.methods import ARENA, METHODS, MethodName
 from benchmarks.suites._suite import Preset, Suite, check_options, sweep
 from benchmarks.timing import in_turns
@@ -105,8 +105,7 @@ class ArenaSweep:
       for one in given:
         if one not in known:
           refuse(name, f"must be some of {', '.join(known)}", one)
-    if self.seeds < 1:
-      refuse("seeds", "must be at least 1", self.seeds)
+    check_seeds(self.seeds)
     suite = ArenaSuite(ShortPlace(self.data_dir))
     with writing_to(self.out), Display() as display:
       for task in self.tasks:

@@ -16,7 +16,7 @@ import jax
 import tyro
 
 from benchmarks.console import OptionError, refuse
-from benchmarks.data.imagenet import ImageFiles, Name, Part, find_images
+from benchmarks.data.image_files import ImageFiles, Name, Part, find_images
 from benchmarks.methods import METHODS, MethodName
 from benchmarks.models import IMAGENET_BODIES, build_model
 from benchmarks.suites._suite import ACCURACY, LOSS, Preset, Suite, check_options

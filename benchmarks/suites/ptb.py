@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.console import OptionError, refuse
-from benchmarks.data.text import Level, Text, load_text
+from benchmarks.data.text_files import Level, Text, load_text
 from benchmarks.methods import METHODS, MethodName
 from benchmarks.models.language import OutputLayer, build_language_model
 from benchmarks.suites._suite import ACCURACY, BITS, Preset, Suite, check_options

@@ -11,13 +11,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
 from benchmarks.data import DataError
-from benchmarks.data.image_stream import (
+from benchmarks.data.image_batches import (
   Batch,
   EvaluationBatches,
   Stream,
   TrainBatches,
 )
-from benchmarks.data.imagenet import Part
+from benchmarks.data.image_files import Part
 from benchmarks.methods import Method
 from benchmarks.models.layers import Classifier
 from benchmarks.training import Loop

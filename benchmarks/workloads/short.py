@@ -4,7 +4,6 @@ To add a task, add an entry to `ARENA_TASKS`: its data, its network, and its len
 """
 
 import functools
-import io
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -15,13 +14,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from PIL import Image
 
 import alrao_jax
 from benchmarks import data
 from benchmarks.data import DataError
-from benchmarks.data.cache import cached
+from benchmarks.data.cache import Arrays, cached
 from benchmarks.data.dataset import check_labels, resolve_data_dir
-from benchmarks.data.text import UNKNOWN, load_text
+from benchmarks.data.image_crops import decode
+from benchmarks.data.image_files import MAX_GROUP_BYTES
+from benchmarks.data.parquet import Shard
+from benchmarks.data.text_files import UNKNOWN, load_text
 from benchmarks.methods import Method, Setting
 from benchmarks.models import build_model, short_networks
 from benchmarks.models.decoder import Decoder
@@ -39,6 +42,7 @@ STATISTICS_BATCH = 500
 # that from zero one batch leaves a tenth of its own statistics.
 STATISTICS_SHARE = 0.1
 MIN_HEAD_WEIGHT = 0.05  # of a head that counts in a mean, which one far off would ruin
+MAX_IMAGES = 4 * 13_394  # four times Imagenette's
 NUM_TRAIN, NUM_VALIDATION, NUM_TEST = 10_000, 2_000, 2_000
 LENGTH = 32  # of a text
 VOCABULARY, CONTEXT = 1_000, 4  # words
@@ -332,6 +336,7 @@ def imagenette(data_dir: Path | None) -> ShortData:
       for split, found in zip(("train", "test"), paths, strict=True)
       for name, array in _decode(found)._asdict().items()
     },
+    _check,
   )
   train = Examples(arrays["train_inputs"], arrays["train_targets"])
   test = Examples(arrays["test_inputs"], arrays["test_targets"])
@@ -343,21 +348,38 @@ def imagenette(data_dir: Path | None) -> ShortData:
 
 
 def _decode(paths: list[Path]) -> Examples:
-  import pyarrow.parquet as pq
-  from PIL import Image
+  shards = [Shard(path) for path in paths]
+  count = sum(shard.num_rows for shard in shards)
+  if not NUM_TEST <= count <= MAX_IMAGES:
+    raise DataError(
+      f"{paths[0]}: {count:,} images in it and those beside it, expected from "
+      f"{NUM_TEST:,} to {MAX_IMAGES:,}; incomplete, or another data set."
+    )
+  labels = np.concatenate([shard.labels(num_classes=10) for shard in shards])
+  images = np.empty((count, 32, 32, 3), np.uint8)
+  position = 0
+  for shard in shards:
+    first = position
+    for group in range(len(shard.sizes)):
+      for encoded in shard.images(group, MAX_GROUP_BYTES):
+        image = decode(encoded.as_py())
+        if image is None:
+          raise DataError(
+            f"{shard.path}: image {position - first}: damaged, or neither JPEG, PNG "
+            "nor WebP; get it anew."
+          )
+        images[position] = np.asarray(image.resize((32, 32), Image.Resampling.BOX))
+        position += 1
+  return Examples(images, labels)
 
-  images, labels = [], []
-  for path in paths:
-    try:
-      table = pq.read_table(path)
-      for encoded in table.column("image").combine_chunks().field("bytes").to_pylist():
-        with Image.open(io.BytesIO(encoded)) as image:
-          small = image.convert("RGB").resize((32, 32), Image.Resampling.BOX)
-          images.append(np.asarray(small))
-    except (OSError, KeyError, ValueError) as error:
-      raise DataError(f"{path}: damaged, or not images ({error}).") from error
-    labels.append(check_labels(path, table.column("label").to_numpy(), 10))
-  return Examples(np.stack(images), np.concatenate(labels))
+
+def _check(arrays: Arrays) -> None:
+  """Raises an error unless `arrays` are what `imagenette` decodes."""
+  for split in ("train", "test"):
+    images, labels = arrays[f"{split}_inputs"], arrays[f"{split}_targets"]
+    if images.dtype != np.uint8 or images.shape != (len(labels), 32, 32, 3):
+      raise DataError("images of another type or shape")
+    check_labels(split, labels, 10)
 
 
 def characters(length: int, data_dir: Path | None) -> ShortData:
@@ -365,7 +387,7 @@ def characters(length: int, data_dir: Path | None) -> ShortData:
 
   Args:
     length: Characters of an example.
-    data_dir: The folder below which to look, as in `benchmarks.data.text.load_text`.
+    data_dir: The folder below which to look, as in `load_text`.
   """
   text = load_text("characters", data_dir)
   sizes = {"train": 1_000_000, "validation": 50_000, "test": 50_000}

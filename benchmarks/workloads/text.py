@@ -12,7 +12,7 @@ import optax
 import alrao_jax
 from alrao_jax import chunked_mixture_loss
 from benchmarks.data.streams import cut
-from benchmarks.data.text import Text
+from benchmarks.data.text_files import Text
 from benchmarks.methods import Method, Setting
 from benchmarks.models.language import LanguageModel
 from benchmarks.training import Loop, Workload, num_entries

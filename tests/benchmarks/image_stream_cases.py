@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks.data.imagenet import find_images
+from benchmarks.data.image_files import find_images
 from benchmarks.methods import METHODS
 from benchmarks.models import build_model
 from benchmarks.workloads.image_stream import StreamWorkload

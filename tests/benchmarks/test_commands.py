@@ -97,6 +97,8 @@ def test_without_a_command_there_is_help(run_main):
     ),
     (["run", "cifar10", "--data-dir", "/nowhere"], "no CIFAR-10 below /nowhere"),
     (["sweep", "cifar10", "--networks", "nonsense"], "nonsense"),
+    (["sweep", "arena", "--seeds", str(2**32 + 1)], "--seeds must be at least 1, at m"),
+    (["study", "width", "--seeds", "1"], "--seeds must be at least 2, at most 2^32"),
     (["run", "arena", "--seed", "-1"], "--seed must be from 0 to 2^32 - 1, got -1."),
   ],
 )

@@ -22,7 +22,7 @@ from benchmarks import __main__ as command
 from benchmarks import records, training
 from benchmarks.console import OptionError
 from benchmarks.data import DataError
-from benchmarks.data.imagenet import ImageFiles
+from benchmarks.data.image_files import ImageFiles
 from benchmarks.methods import METHODS
 from benchmarks.models import IMAGENET_BODIES, build_model, fast_init
 from benchmarks.models.alexnet import adaptive_average_pool

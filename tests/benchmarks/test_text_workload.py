@@ -12,7 +12,7 @@ from alrao_jax import alrao
 from benchmarks import __main__ as command
 from benchmarks import records, training
 from benchmarks.console import OptionError
-from benchmarks.data.text import Text
+from benchmarks.data.text_files import Text
 from benchmarks.methods import METHODS, Method
 from benchmarks.models.decoder import Decoder
 from benchmarks.models.language import LanguageModel

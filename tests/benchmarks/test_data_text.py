@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.data import DataError
 from benchmarks.data.streams import cut
-from benchmarks.data.text import PTB_NAMES, load_text
+from benchmarks.data.text_files import PTB_NAMES, load_text
 from benchmarks.suites import ptb
 
 TRAIN = "the cat sat\nthe dog sat\n"

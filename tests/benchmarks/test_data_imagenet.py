@@ -16,7 +16,13 @@ from imagenet_cases import (
   write_shard,
 )
 
-from benchmarks.data import DataError, image_parquet, image_stream, imagenet
+from benchmarks.data import DataError, image_batches, image_files
+from benchmarks.data.image_batches import (
+  EvaluationBatches,
+  Stream,
+  TrainBatches,
+  shuffle,
+)
 from benchmarks.data.image_crops import (
   AREAS,
   RATIOS,
@@ -24,13 +30,7 @@ from benchmarks.data.image_crops import (
   decode,
   random_box,
 )
-from benchmarks.data.image_stream import (
-  EvaluationBatches,
-  Stream,
-  TrainBatches,
-  shuffle,
-)
-from benchmarks.data.imagenet import Part, find_images, mixed_order
+from benchmarks.data.image_files import Part, find_images, mixed_order
 
 LAYOUTS = {
   "shards": write_parquet,
@@ -70,7 +70,7 @@ def test_images_are_read_in_any_order(tmp_path):
 
 
 def test_images_are_read_by_several_threads_at_once(tmp_path, monkeypatch):
-  monkeypatch.setattr(image_parquet, "MAX_KEPT", 1)  # so that all is read anew
+  monkeypatch.setattr(image_files, "MAX_KEPT", 1)  # so that all is read anew
   files = find_images("imagenette", write_parquet(tmp_path))
   expected = [encoded for _, encoded, _ in make_images("train")]
 
@@ -112,7 +112,7 @@ def test_a_folder_that_names_another_data_set_is_not_taken(tmp_path):
 
 def test_the_number_of_classes_of_another_data_set_is_refused(tmp_path, monkeypatch):
   write_parquet(tmp_path)
-  monkeypatch.setitem(imagenet.NUM_CLASSES, "imagenette", 3)
+  monkeypatch.setitem(image_files.NUM_CLASSES, "imagenette", 3)
   assert find_images("imagenette", tmp_path).num_classes == 3
   with pytest.raises(DataError, match="3 classes, as imagenette has, .* 1,000. Write"):
     find_images("imagenet", tmp_path)
@@ -430,17 +430,17 @@ def test_windows_mix_groups_and_lose_nothing(files):
 def test_an_epoch_reads_hardly_any_row_group_twice(tmp_path, monkeypatch):
   source = find_images("imagenette", write_parquet(tmp_path)).train
   part = Part(source, np.arange(40))  # in six groups, of seven images at most
-  monkeypatch.setattr(image_stream, "WINDOW", 14)  # images of four groups at most
+  monkeypatch.setattr(image_batches, "WINDOW", 14)  # images of four groups at most
   kept = [source.read(np.array([start])) and None for start in source.bounds[:-1]]
   sizes = [column.nbytes for column in source._kept.values()]
   assert len(sizes) == len(kept) == 6
-  monkeypatch.setattr(image_parquet, "MAX_KEPT", 4 * max(sizes))
+  monkeypatch.setattr(image_files, "MAX_KEPT", 4 * max(sizes))
   source._open_none()
   reads, read = [], source._read_group
 
-  def count(group, field):
+  def count(group):
     reads.append(group)
-    return read(group, field)
+    return read(group)
 
   monkeypatch.setattr(source, "_read_group", count)
   batches = train_batches(part, batch_size=4)
@@ -454,7 +454,7 @@ def test_an_epoch_reads_hardly_any_row_group_twice(tmp_path, monkeypatch):
 def test_the_groups_of_a_window_of_imagenet_fit_in_memory():
   # 1,281,167 images in 147.9 GB, in groups of about 100: two stick out of a window.
   size = 147.9e9 / 1_281_167
-  assert (image_stream.WINDOW + 2 * 100) * size < image_parquet.MAX_KEPT
+  assert (image_batches.WINDOW + 2 * 100) * size < image_files.MAX_KEPT
 
 
 @pytest.mark.parametrize("width, height", [(500, 375), (64, 64), (20, 300)])
