@@ -5,7 +5,6 @@ import io
 import os
 import pickle
 import struct
-import sys
 import tarfile
 import tracemalloc
 import zlib
@@ -29,8 +28,7 @@ from imagenet_cases import CLASSES, write_folders, write_shard
 from imagenet_cases import write_parquet as write_imagenet
 from PIL import Image
 
-from benchmarks import cifar10 as command
-from benchmarks import commands
+from benchmarks import __main__ as command
 from benchmarks.data import DataError, cifar_files, image_crops, image_files, load
 from benchmarks.data.cache import cache_dir
 from benchmarks.data.dataset import check_labels
@@ -394,11 +392,17 @@ def test_headers_with_endless_names_are_refused(peak, tmp_path, monkeypatch):
 
 def test_a_command_says_it_in_one_line_and_exits_with_2(tmp_path, monkeypatch, capsys):
   add(tmp_path / "cifar-10-python.tar.gz", (member(tarfile.SYMTYPE, "nowhere"), b""))
-  arguments = ["run", "--data-dir", str(tmp_path)]
-  monkeypatch.setattr(sys, "argv", ["benchmarks.cifar10", *arguments])
+  arguments = [
+    "run",
+    "cifar10",
+    "--out",
+    str(tmp_path / "out"),
+    "--data-dir",
+    str(tmp_path),
+  ]
   before = jax.config.jax_compilation_cache_dir
   with pytest.raises(SystemExit) as stopped:
-    commands.main(command.Run | command.Sweep | commands.Report, command.__doc__)
+    command.main(arguments)
   jax.config.update("jax_compilation_cache_dir", before)
   assert stopped.value.code == 2
   (line,) = capsys.readouterr().err.splitlines()
