@@ -392,8 +392,7 @@ def test_headers_with_endless_names_are_refused(peak, tmp_path, monkeypatch):
 
 def test_a_command_says_it_in_one_line_and_exits_with_2(tmp_path, monkeypatch, capsys):
   add(tmp_path / "cifar-10-python.tar.gz", (member(tarfile.SYMTYPE, "nowhere"), b""))
-  arguments = ["run", "cifar10", "--out", str(tmp_path / "out")]
-  arguments += ["--data-dir", str(tmp_path)]
+  arguments = [
     "run",
     "cifar10",
     "--out",
