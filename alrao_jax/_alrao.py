@@ -449,8 +449,7 @@ def _gathered(interval, narrowest, state: ScaleByUnitRatesState, head_log_weight
   """The units' interval under a posterior, or under the mean of several."""
   posteriors = [jnp.exp(one) for one in jax.tree.leaves(head_log_weights)]
   weights = sum(posteriors[1:], posteriors[0]) / len(posteriors)
-  quantiles = state.quantiles[: weights.size]
-  ladder = jnp.log(state.head_distribution.quantile(quantiles))
+  ladder = jnp.log(state.head_distribution.quantile(state.ladder))
   weights = weights.astype(ladder.dtype)
   middle = jnp.sum(weights * ladder)
   spread = jnp.sqrt(jnp.sum(weights * jnp.square(ladder - middle)))

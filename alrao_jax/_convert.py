@@ -245,7 +245,7 @@ def collapse(
   # The heads' axis is the one that grows with their number.
   more = fresh_shapes(optimizer, params, num_heads + 1, heads)
   sliced = [
-    _take(leaf, _heads_axis(path_of(path), *shapes), kept, num_heads)
+    _take(leaf, _heads_axis(path_of(path), *shapes), kept)
     for (path, leaf), *shapes in zip(leaves, fresh, more, strict=True)
   ]
   params = take_heads(params, kept, heads=heads)
@@ -254,13 +254,7 @@ def collapse(
     if jnp.shape(leaf) != shape:
       raise _mixed(path_of(path), jnp.shape(leaf), shape)
   opt_state = jax.tree.unflatten(treedef, sliced)
-  opt_state = replace_state(opt_state, TrackHeadsState, _renormalised)
-  prints = iter(_fingerprints(optimizer, params))
-  return params, replace_state(
-    opt_state,
-    ScaleByUnitRatesState,
-    lambda state: state._replace(fingerprint=next(prints)),
-  )
+  return params, replace_state(opt_state, TrackHeadsState, _renormalised)
 
 
 def take_heads(tree: Any, kept: Sequence[int], *, heads: str = HEADS_REGEX) -> Any:
@@ -294,7 +288,7 @@ def take_heads(tree: Any, kept: Sequence[int], *, heads: str = HEADS_REGEX) -> A
     if not jnp.ndim(leaf):
       raise ValueError(f"{call} needs the heads on axis 0, got a scalar at {name!r}.")
     num_heads = jnp.shape(leaf)[0]
-    return _take(leaf, 0, _indices(call, "kept", kept, num_heads), num_heads)
+    return _take(leaf, 0, _indices(call, "kept", kept, num_heads))
 
   return jax.tree_util.tree_map_with_path(take, tree)
 
@@ -400,12 +394,8 @@ def _heads_axis(name, shape, more):
   return axes[0]
 
 
-def _take(leaf, axis, kept, num_heads):
-  if axis is None:
-    return leaf
-  # The vector of rates has those of all other units behind the heads'.
-  index = np.asarray((*kept, *range(num_heads, jnp.shape(leaf)[axis])))
-  return leaf[(slice(None),) * axis + (index,)]
+def _take(leaf, axis, kept):
+  return leaf if axis is None else leaf[(slice(None),) * axis + (np.asarray(kept),)]
 
 
 def _mixed(name, shape, other):

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from . import _checks, _tree, _unit_map, _units
+from . import _checks, _tree
 from ._tree import state_dtype
-from ._unit_map import unit_norms
+from ._unit_map import unit_map
+from ._units import UnitOptions
 
 
 class Guard(NamedTuple):
@@ -63,7 +64,7 @@ class GuardUnitsState(NamedTuple):
     fingerprint: A uint32 scalar that tells whether parameters are read as they were at
       ``init``, heads left out.
     trips: How often each unit was stopped, and so slowed: int32, shape
-      ``(num_units,)``, the groups of units by name. Heads have none.
+      ``(max(num_units, 1),)``, the groups of units by name. Heads have none.
   """
 
   fingerprint: jax.Array
@@ -141,17 +142,12 @@ def guard_units(
       "guard_units(settings=...) must be what alrao_jax.guard(...) returns, got "
       f"{settings!r}. Write guard_units(alrao_jax.guard(limit=1.0))."
     )
-  options = _units.UnitOptions(tuple(overrides), heads, strict, unit_axis, granularity)
-
-  def read(params):
-    specs = _units.unit_specs(params, options)
-    specs = {path: spec for path, spec in specs.items() if spec.kind != "head"}
-    return specs, _unit_map.make_layout(specs)
+  options = UnitOptions(overrides, strict, unit_axis, heads, granularity)
 
   def init_fn(params):
-    specs, layout = read(params)
-    fingerprint = jnp.asarray(_unit_map.fingerprint(specs), jnp.uint32)
-    return GuardUnitsState(fingerprint, jnp.zeros([layout.size], jnp.int32))
+    units = unit_map(params, options).body
+    fingerprint = jnp.asarray(units.fingerprint, jnp.uint32)
+    return GuardUnitsState(fingerprint, jnp.zeros([max(units.num_units, 1)], jnp.int32))
 
   def update_fn(updates, state, params=None, **extra_args):
     del extra_args
@@ -160,45 +156,20 @@ def guard_units(
         "guard_units().update() needs params, to compare updates with: write "
         "optimizer.update(grads, opt_state, params)."
       )
-    specs, layout = read(params)
-    same = state.trips.shape == (layout.size,)
-    if same and _checks.is_concrete(state.fingerprint):
-      same = int(state.fingerprint) == _unit_map.fingerprint(specs)
-    if not same:
-      raise ValueError(
-        f"guard_units().update() got a state of {state.trips.size} units, for other "
-        f"parameters than these with {layout.size}. Call init with these parameters."
-      )
+    units = unit_map(params, options)
+    units.body.check("guard_units().update()", state.fingerprint, state.trips)
     dtype = state_dtype(params)
     slower = jnp.asarray(settings.slowdown, dtype) ** state.trips.astype(dtype)
-    updates = _scale(updates, specs, layout, slower)
-    length = unit_norms(specs, layout, updates, dtype)
-    weights = unit_norms(specs, layout, params, dtype)
+    updates = units.scale(updates, slower)
+    length, _ = units.body.norms(updates, dtype)
+    weights, _ = units.body.norms(params, dtype)
     fits = length <= settings.limit * jnp.maximum(weights, 1)
     # What no entry of the sum of both can exceed, so that it is finite.
     fits &= length + weights <= _largest(params)
     trips = state.trips + (~fits & ~jnp.isnan(length)).astype(jnp.int32)
-    kept = _scale(updates, specs, layout, fits.astype(dtype))
-    return kept, state._replace(trips=trips)
+    return units.keep(updates, fits), state._replace(trips=trips)
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def _scale(
-  updates: Any, specs: Any, layout: _unit_map.Layout, factors: jax.Array
-) -> Any:
-  """Multiplies each unit's update by its factor, where a factor of 0 beats NaN."""
-
-  def scale(path, update):
-    spec = specs.get(_tree.path_of(path))
-    if spec is None or spec.kind == "frozen":
-      return update
-    factor = _unit_map.rates_of_leaf(spec, factors, layout)
-    wide = update.dtype if update.dtype.itemsize >= 4 else jnp.float32
-    scaled = (update.astype(wide) * factor.astype(wide)).astype(update.dtype)
-    return jnp.where(factor == 0, jnp.zeros_like(update), scaled)
-
-  return jax.tree_util.tree_map_with_path(scale, updates)
 
 
 def _largest(params: Any) -> float:

@@ -10,14 +10,14 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from . import _tree, _unit_map, _units
+from . import _tree
 from ._averaging import SwitchState
 from ._checks import optional
 from ._guard import GuardUnitsState
 from ._heads import TrackHeadsState, check_one_seed, log_weights, posteriors
-from ._rates import ScaleByUnitRatesState, check_layout, rate_vector
+from ._rates import ScaleByUnitRatesState, rates_of
 from ._tree import HEADS_REGEX, find_state, find_states
-from ._unit_map import unit_norms
+from ._unit_map import UnitMap, unit_map
 from ._units import UnitOptions, columns
 
 
@@ -35,13 +35,6 @@ class Motion(NamedTuple):
   heads_alive: jax.Array
 
 
-def head_rates(state: ScaleByUnitRatesState, num_heads: int) -> jax.Array:
-  """The rates of the heads, shape ``(num_heads,)``."""
-  return jnp.broadcast_to(
-    state.head_distribution.quantile(state.quantiles[:num_heads]), (num_heads,)
-  )
-
-
 def read_trips(opt_state: Any) -> jax.Array | None:
   """How often a guard stopped each unit that it guards, None without a guard."""
   guards = find_states(opt_state, GuardUnitsState)
@@ -49,41 +42,40 @@ def read_trips(opt_state: Any) -> jax.Array | None:
 
 
 def read_guarded(
-  opt_state: Any, params: Any, options: _units.UnitOptions
+  opt_state: Any, params: Any, options: UnitOptions
 ) -> np.ndarray | None:
   """Which units a guard stopped, None without one for just these units."""
-  specs = _units.unit_specs(params, options)
-  body = {path: spec for path, spec in specs.items() if spec.kind != "head"}
+  units = unit_map(params, options)
   for state in find_states(opt_state, GuardUnitsState):
-    if int(state.fingerprint) == _unit_map.fingerprint(body):
-      return np.asarray(state.trips) > 0
+    if int(state.fingerprint) == units.body.fingerprint:
+      return np.asarray(state.trips)[: units.num_units] > 0
   return None
 
 
 def read_rates(
-  call: str, opt_state: Any, params: Any, options: _units.UnitOptions
+  call: str, opt_state: Any, params: Any, options: UnitOptions
 ) -> tuple[jax.Array, jax.Array]:
   """The rates of the heads and of the units as drawn, two vectors.
 
   Raises:
     ValueError: The state is of other parameters.
   """
-  state, _, layout = _read(call, opt_state, params, options)
-  vector = rate_vector(state, layout)
-  return vector[: layout.num_heads], vector[layout.num_heads :]
+  state, units = _read(call, opt_state, params, options)
+  of_units, of_heads = rates_of(state)
+  return of_heads[: units.num_heads], of_units[: units.num_units]
 
 
 def read_motion(
-  call: str, opt_state: Any, params: Any, updates: Any, options: _units.UnitOptions
+  call: str, opt_state: Any, params: Any, updates: Any, options: UnitOptions
 ) -> Motion:
   """Reads how ``updates`` move the units.
 
   Raises:
     ValueError: The state or ``updates`` are of other parameters.
   """
-  state, specs, layout = _read(call, opt_state, params, options)
+  state, units = _read(call, opt_state, params, options)
   shapes = {path: leaf.shape for path, leaf in _tree.flatten_with_paths(updates)[0]}
-  for path, spec in specs.items():
+  for path, spec in units.specs.items():
     if shapes.get(path) != spec.shape:
       raise ValueError(
         f"{call[:-1]}updates=...) must be like params, with shape {spec.shape} for "
@@ -91,17 +83,20 @@ def read_motion(
         "optimizer.update returned, or the difference of two params."
       )
   dtype = state.quantiles.dtype
-  steps = unit_norms(specs, layout, updates, dtype)
-  weights = unit_norms(specs, layout, params, dtype)
+  lengths, weights = units.norms(updates, dtype), units.norms(params, dtype)
   # A smaller step is lost when it is added to the weights.
-  precision = jnp.asarray(_precision(specs, layout, params), dtype)
-  alive = jnp.isfinite(steps) & (steps > precision * weights)
-  heads = layout.num_heads
-  return Motion(steps[heads:], alive[heads:], alive[:heads])
+  alive = [
+    jnp.isfinite(length) & (length > jnp.asarray(precision, dtype) * weight)
+    for length, weight, precision in zip(
+      lengths, weights, _precision(units, params), strict=True
+    )
+  ]
+  body, heads = units.num_units, units.num_heads
+  return Motion(lengths[0][:body], alive[0][:body], alive[1][:heads])
 
 
 def _read(call, opt_state, params, options):
-  """The state with the rates, and the units and the layout that it was made for."""
+  """The state with the rates, and the units that it was made for."""
   if len(found := find_states(opt_state, ScaleByUnitRatesState)) > 1:
     raise ValueError(
       f"{call} needs one scale_by_unit_rates, got {len(found)}. Pass the part of one: "
@@ -109,25 +104,23 @@ def _read(call, opt_state, params, options):
       "if opt_state[0] is the partition's and opt_state[1] that of track_heads."
     )
   state = find_state(opt_state, ScaleByUnitRatesState, "scale_by_unit_rates")
-  check_one_seed(call, state.quantiles, "num_heads + num_units")
-  specs = _units.unit_specs(params, options)
-  layout = _unit_map.make_layout(specs)
-  check_layout(call, state, layout, specs)
-  return state, specs, layout
+  check_one_seed(call, state.quantiles, "num_units")
+  units = unit_map(params, options)
+  units.check(call, state.fingerprint, state.quantiles, state.ladder)
+  return state, units
 
 
-def _precision(specs, layout, params) -> np.ndarray:
-  """The relative precision of each unit's weights, shape ``(layout.size,)``."""
+def _precision(units: UnitMap, params) -> tuple[np.ndarray, np.ndarray]:
+  """The relative precision of the weights of each unit, and of the heads."""
   leaves = dict(_tree.flatten_with_paths(params)[0])
-  heads, groups = 0.0, dict.fromkeys(layout.names, 0.0)
-  for path, spec in specs.items():
+  of_units = np.zeros(max(units.num_units, 1))
+  of_heads = np.zeros(max(units.num_heads, 1))
+  for path, spec in units.specs.items():
     precision = float(jnp.finfo(leaves[path].dtype).eps)
-    if spec.kind == "head":
-      heads = max(heads, precision)
-    elif spec.kind != "frozen":
-      groups[spec.group] = max(groups[spec.group], precision)
-  values = [heads, *groups.values()]
-  return np.repeat(values, [layout.num_heads, *layout.sizes])
+    if spec.kind != "frozen":
+      read = of_heads if spec.kind == "head" else of_units[units.groups[spec.group]]
+      np.maximum(read, precision, out=read)  # a view of the vector
+  return of_units, of_heads
 
 
 def scalars(
@@ -226,8 +219,8 @@ def scalars(
     for head, weight in enumerate(weights):
       found[f"{prefix}head_{head}/weight"] = weight
     found[f"{prefix}effective_heads"] = effective_heads(each)
-    if len(rates) == 1:
-      log10_rates = jnp.log10(head_rates(rates[0], len(weights))).astype(weights.dtype)
+    if len(rates) == 1 and rates[0].ladder.shape == weights.shape:
+      log10_rates = jnp.log10(rates_of(rates[0])[1]).astype(weights.dtype)
       found[f"{prefix}log10_rate"] = jnp.sum(weights * log10_rates)
   if updates is not None:
     if params is None:
@@ -235,7 +228,7 @@ def scalars(
         "scalars(updates=...) needs params, to compare updates with: write "
         "scalars(opt_state, params, updates)."
       )
-    options = UnitOptions(tuple(overrides), heads, False, unit_axis, granularity)
+    options = UnitOptions(overrides, False, unit_axis, heads, granularity)
     motion = read_motion("scalars()", opt_state, params, updates, options)
     if motion.heads_alive.size:
       found["alrao/heads_alive"] = jnp.sum(motion.heads_alive)
@@ -435,7 +428,7 @@ def report(
       f"{call} looks at values, which are not known while JAX traces. Call it outside "
       "jit, or write alrao_jax.scalars(...) inside."
     )
-  options = UnitOptions(tuple(overrides), heads, False, unit_axis, granularity)
+  options = UnitOptions(overrides, False, unit_axis, heads, granularity)
   rates = read_rates(call, opt_state, params, options)
   ladder, rates = (np.asarray(each, np.float64) for each in rates)
   motion = None

@@ -202,7 +202,7 @@ def test_the_state_can_be_donated(name):
   params, grads = make_params(), make_grads()
   expected = step(grads, optimizer.init(params), params)
   state = optimizer.init(params)
-  posterior = alrao._state.find_state(state, alrao.TrackHeadsState, "").averaging
+  posterior = alrao._tree.find_state(state, alrao.TrackHeadsState, "").averaging
   rates = find_rates(state).quantiles
   result = step(grads, state, params)
   assert_trees_equal(result, expected)

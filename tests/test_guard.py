@@ -12,10 +12,9 @@ from flax import nnx
 
 import alrao_jax as alrao
 import alrao_jax.linen
-from alrao_jax import _unit_map, _units
 from alrao_jax._guard import GuardUnitsState
 from alrao_jax._tree import find_state
-from alrao_jax._unit_map import unit_norms
+from alrao_jax._unit_map import unit_map
 
 NUM_HEADS = 3
 LOG_LIKELIHOODS = np.array([-3.0, -2.0, -1.0], np.float32)
@@ -273,9 +272,9 @@ def test_gates_of_a_cell_count_as_one_unit():
     shapes,
     is_leaf=lambda node: isinstance(node, tuple),
   )
-  specs = _units.unit_specs({"cell": cell})
-  assert {spec.tiles for spec in specs.values()} == {4}
-  norms = unit_norms(specs, _unit_map.make_layout(specs), {"cell": cell}, jnp.float32)
+  units = unit_map({"cell": cell})
+  assert {spec.tiles for spec in units.specs.values()} == {4}
+  norms, _ = units.norms({"cell": cell}, jnp.float32)
   rows = np.concatenate([np.reshape(leaf, (-1, 8)) for leaf in jax.tree.leaves(cell)])
   expected = [np.sqrt((rows[:, unit::2] ** 2).sum()) for unit in range(2)]
   np.testing.assert_allclose(norms, expected, rtol=8 * 1.2e-7)
@@ -430,11 +429,11 @@ def test_errors_say_what_to_write():
     ValueError, match=r"needs params.*update\(grads, opt_state, params"
   ):
     guarded.update(params, state)
-  with pytest.raises(ValueError, match="a state of 9 units, for other .* with 4"):
+  with pytest.raises(ValueError, match="a state of 9 units, made for other .* with 4"):
     guarded.update({"dense": params["dense"]}, state, {"dense": params["dense"]})
   renamed = {**params, "last": params["dense"]}
   del renamed["dense"]
-  with pytest.raises(ValueError, match="a state of 9 units, for other .* with 9"):
+  with pytest.raises(ValueError, match="a state of 9 units, made for other .* with 9"):
     guarded.update(renamed, state, renamed)
   with pytest.raises(ValueError, match=r"guard\(limit=...\) must be positive, got 0"):
     alrao.guard(limit=0)

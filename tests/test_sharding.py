@@ -84,7 +84,7 @@ def test_moments_of_heads_are_split_wherever_they_are(wrap):
 def test_rates_and_posterior_stand_on_every_device():
   _, shardings = alrao.head_shardings(alrao.alrao(KEY), make_params(), make_mesh())
   found = specs(shardings)
-  for name in ("quantiles", "log_weights", ".alpha", ".beta"):
+  for name in ("ladder", "quantiles", "log_weights", ".alpha", ".beta"):
     assert of(found, name) == {WHOLE}
 
 

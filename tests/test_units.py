@@ -1,3 +1,6 @@
+import dataclasses
+import functools
+import pathlib
 import re
 
 import equinox as eqx
@@ -14,7 +17,7 @@ from hypothesis import strategies as st
 
 import alrao_jax.linen
 import alrao_jax.nnx
-from alrao_jax._rules import Units
+from alrao_jax._rules import RULES, Units, rule_name
 from alrao_jax._tree import flatten_with_paths, head_name, path_of
 from alrao_jax._units import UnitOptions, describe_units, unit_specs
 
@@ -426,13 +429,45 @@ def test_per_weight_granularity():
 
 @pytest.mark.parametrize("name", ["unit_axis", "granularity"])
 def test_unknown_words_in_options(name):
-  with pytest.raises(ValueError, match=f"{name} must be one of.*got 'units'"):
-    specs(shapes(kernel=(3, 5)), **{name: "units"})
+  with pytest.raises(ValueError, match=rf"\({name}=...\) must be one of.*got 'units'"):
+    UnitOptions(**{name: "units"})
 
 
-def test_options_are_static():
-  options = UnitOptions((("a", (0,)), ("b", Units((1,)))))
-  assert hash(options) == hash(UnitOptions((("a", (0,)), ("b", Units((1,))))))
+def test_options_hash_and_compare_by_value_lists_for_tuples():
+  options = UnitOptions((("a", (0,)), ("b", Units((1,))), ("c", "frozen")))
+  lists = UnitOptions([["a", [np.int64(0)]], ["b", Units([1])], ("c", "frozen")])
+  assert options == lists and hash(options) == hash(lists)
+  assert options != UnitOptions((("a", (0,)),)) != UnitOptions()
+  assert options != dataclasses.replace(options, strict=True)
+
+
+def test_options_are_a_static_argument_of_jit():
+  traces = []
+
+  @functools.partial(jax.jit, static_argnames="options")
+  def count(params, options):
+    traces.append(1)
+    return len({spec.group for spec in unit_specs(params, options).values()})
+
+  params = {"a": {"kernel": jnp.ones((3, 5)), "bias": jnp.ones(5)}}
+  assert count(params, options=UnitOptions()) == 1
+  assert count(params, options=UnitOptions([["kernel", [0]]])) == 2
+  assert count(params, options=UnitOptions((("kernel", (0,)),))) == 2
+  assert len(traces) == 2
+
+
+@pytest.mark.parametrize("overrides", ["kernel", 3, None])
+def test_overrides_that_are_no_pairs_are_an_error(overrides):
+  with pytest.raises(TypeError, match=r"UnitOptions\(overrides=...\) must be pairs"):
+    UnitOptions(overrides)
+
+
+def test_the_documentation_lists_the_rules_in_their_order():
+  page = (pathlib.Path(__file__).parents[1] / "docs" / "units.md").read_text()
+  table = page.split("## The rules")[1].split("## ")[0]
+  rows = [line for line in table.splitlines() if line.startswith("| ")][2:]
+  listed = [row.split("|")[1].strip() for row in rows]
+  assert listed == [rule_name(rule) for rule in RULES]
 
 
 # --- heads
