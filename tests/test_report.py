@@ -508,7 +508,9 @@ def test_a_state_of_several_seeds_is_an_error():
     lambda state: alrao.report(state, params),
     lambda state: alrao.collapse(optimizer, params, state),
   ):
-    with pytest.raises(ValueError, match=r"\(num_(heads|units),\), got .*Index one seed: jax"):
+    with pytest.raises(
+      ValueError, match=r"\(num_(heads|units),\), got .*Index one seed: jax"
+    ):
       call(states)
   one = jax.tree.map(lambda x: x[1], states)
   assert alrao.best_heads(one) == (0,) and alrao.report(one, params).units == 12
