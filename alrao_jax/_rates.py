@@ -452,12 +452,11 @@ def with_unit_rates(opt_state: Any, params: Any, rates: Any, **options: Any) -> 
         f"{values[path].shape if path in values else 'none'}."
       )
   of_units, of_heads = units.gather(rates, state.quantiles.dtype)
-  new = state._replace(
-    ladder=state.head_distribution.cdf(of_heads) if units.num_heads else state.ladder,
-    quantiles=(
-      state.unit_distribution.cdf(of_units) if units.num_units else state.quantiles
-    ),
-  )
+  new = state
+  if units.num_units:
+    new = new._replace(quantiles=state.unit_distribution.cdf(of_units))
+  if any(spec.kind == "head" for spec in units.specs.values()):  # and not all frozen
+    new = new._replace(ladder=state.head_distribution.cdf(of_heads))
   held = dict(flatten_with_paths(_as_tree(new, units, params))[0])
   _check_written(call, units, values, held)
   return replace_state(

@@ -49,14 +49,15 @@ class UnitSpec:
   Attributes:
     path: The parameter's path.
     shape: Its shape.
-    kind: ``"unit"``, ``"per_weight"``, ``"one_rate"``, ``"frozen"`` (never updated) or
-      ``"head"`` (axis 0 indexes the heads, whose rates are not drawn).
+    kind: ``"unit"``, ``"per_weight"``, ``"one_rate"``, ``"frozen"`` (never updated, be
+      it a head's or not) or ``"head"`` (the heads' rates are not drawn).
     axes: The axes that index the units, sorted; ``()`` for one rate.
     group: Parameters of the same group share one vector of rates; "" for frozen ones
       and heads, and for a layer at the root of the tree.
     tiles: How many times the units are repeated along the last of ``axes``.
     assumed: Whether no rule knew the parameter.
     rule: The rule that decided, in words.
+    of_heads: Whether axis 0 indexes the heads: of heads that train and of frozen ones.
     decides: Who decides the shape of the group's units: members with 2 (cells, groups
       given by name) must agree, and all others follow them; else a kernel, 1, decides;
       else all, 0, must agree to share.
@@ -70,6 +71,7 @@ class UnitSpec:
   tiles: int = 1
   assumed: bool = False
   rule: str = ""
+  of_heads: bool = False
   decides: int = 0
 
   @property
@@ -332,6 +334,12 @@ class Shapes(dict[str, Shape]):
     super().__init__(body)
     children = children_of(body)
     self.heads = heads or {}
+    for path, shape in self.heads.items():
+      if not shape:
+        raise ValueError(
+          f"Parameters of heads must have the heads on axis 0, got {path!r}, of shape "
+          "()."
+        )
     self.units_first = unit_axis == "first"
     self.overrides = overrides or {}
     self.given = self.overrides if given is None else given
@@ -365,23 +373,13 @@ def _home(shapes: Shapes, path: str) -> tuple[str, int]:
 # --- The rules: does this one know the parameter, and what are its units?
 
 
-def head(shapes: Shapes, path: str) -> UnitSpec | None:
-  """A parameter of a MultiHead: its rates are the heads' ladder."""
-  shape = shapes.heads.get(path)
-  if shape is None:
-    return None
-  if not shape:
-    raise ValueError(
-      f"Parameters of heads must have the heads on axis 0, got {path!r}, of shape ()."
-    )
-  return UnitSpec(path, shape, "head", (0,), "")
-
-
 def override(shapes: Shapes, path: str) -> UnitSpec | None:
-  """A parameter that the user's overrides name."""
+  """A parameter that the user's overrides name. Heads can only be frozen."""
   what = shapes.overrides.get(path)
   if what is None:
     return None
+  if path in shapes.heads:
+    return UnitSpec(path, shapes.heads[path], "frozen", (0,), "", of_heads=True)
   shape = shapes[path]
   if isinstance(what, str):
     axes = tuple(range(len(shape))) if what == "per_weight" else ()
@@ -406,6 +404,14 @@ def override(shapes: Shapes, path: str) -> UnitSpec | None:
   else:
     group, decides = what.group, 2
   return UnitSpec(path, shape, "unit", axes, group, what.tiles, decides=decides)
+
+
+def head(shapes: Shapes, path: str) -> UnitSpec | None:
+  """A parameter of a MultiHead: its rates are the heads' ladder."""
+  shape = shapes.heads.get(path)
+  if shape is None:
+    return None
+  return UnitSpec(path, shape, "head", (0,), "", of_heads=True)
 
 
 def recurrent_cell(shapes: Shapes, path: str) -> UnitSpec | None:
@@ -501,8 +507,8 @@ def unknown(shapes: Shapes, path: str) -> UnitSpec | None:
 
 
 RULES: tuple[Callable[[Shapes, str], UnitSpec | None], ...] = (
-  head,
   override,
+  head,
   recurrent_cell,
   weight_norm_scale,
   attention,
@@ -614,7 +620,7 @@ def match_overrides(
 
   Args:
     shapes: The shapes of the parameters that may be overridden, by path.
-    heads: The paths of those that may not.
+    heads: The paths of the heads' parameters, which can only be frozen.
     overrides: Those of :class:`UnitOptions`.
 
   Returns:
@@ -628,11 +634,18 @@ def match_overrides(
   for pattern, what in overrides:
     pattern = re.compile(pattern)
     matched = [path for path in shapes if pattern.search(path)]
+    of_heads = [path for path in heads if pattern.search(path)]
+    if what == "frozen":
+      matched += of_heads
     if not matched and (shapes or heads):
-      of_heads = any(pattern.search(path) for path in heads)
       raise ValueError(
         f"overrides=[({pattern.pattern!r}, ...)] must match the path of a parameter, "
-        f"got {'only heads' if of_heads else 'no match'} among {_some(shapes)}."
+        + (
+          f"got only heads, {_some(of_heads)}, whose rates are not drawn: they can "
+          "only be 'frozen'."
+          if of_heads
+          else f"got no match among {_some([*shapes, *heads])}."
+        )
       )
     for path in matched:
       given.setdefault(path, what)

@@ -43,7 +43,7 @@ class UnitMap:
   def fingerprint(self) -> int:
     """A 32-bit hash of who reads which entry, the same for any number of heads."""
     readers = [
-      (s.path, s.kind, s.shape[s.kind == "head" :], s.axes, s.group, s.tiles)
+      (s.path, s.kind, s.shape[s.of_heads :], s.axes, s.group, s.tiles)
       for s in sorted(self.specs.values(), key=lambda spec: spec.path)
     ]
     return stable_hash(repr(readers))
@@ -51,7 +51,7 @@ class UnitMap:
   @functools.cached_property
   def body(self) -> "UnitMap":
     """The map without the heads, with the same vector of units."""
-    specs = {path: s for path, s in self.specs.items() if s.kind != "head"}
+    specs = {path: s for path, s in self.specs.items() if not s.of_heads}
     return replace(self, specs=specs, num_heads=0)
 
   def check(self, call: str, fingerprint: Any, units: Any, heads: Any = None) -> None:
@@ -191,9 +191,11 @@ class UnitMap:
           f"{path_of(keys)!r} of shape {update.shape} instead of "
           f"{'none' if spec is None else spec.shape}."
         )
+      if spec.of_heads and not with_heads:
+        return update
       if spec.kind == "frozen":
         return jnp.zeros_like(update)
-      return change(spec, update) if with_heads or spec.kind != "head" else update
+      return change(spec, update)
 
     return jax.tree_util.tree_map_with_path(visit, updates)
 
@@ -206,10 +208,9 @@ class UnitMap:
         entries = read(spec, leaves[path].astype(dtype)).reshape(-1)
         group = None if spec.kind == "head" else spec.group
         found[group] = merge(found[group], entries) if group in found else entries
-    unread = jnp.zeros([1], dtype)
-    heads = found.get(None, unread)
-    units = [found[name] for name in self.groups]
-    return jnp.concatenate(units) if units else unread, heads
+    heads = found.get(None, jnp.zeros([max(self.num_heads, 1)], dtype))
+    units = [found[name] for name in self.groups] or [jnp.zeros([1], dtype)]
+    return jnp.concatenate(units), heads
 
 
 def unit_map(params: Any, options: UnitOptions = UnitOptions()) -> UnitMap:
@@ -239,7 +240,7 @@ def unit_map(params: Any, options: UnitOptions = UnitOptions()) -> UnitMap:
 @functools.lru_cache(maxsize=64)
 def _unit_map(shapes: tuple[tuple[str, Shape], ...], options: UnitOptions) -> UnitMap:
   specs = read_units(shapes, options)
-  heads = {s.path: s.shape[0] for s in specs.values() if s.kind == "head"}
+  heads = {s.path: s.shape[0] for s in specs.values() if s.of_heads}
   if len(set(heads.values())) > 1:
     raise ValueError(
       "All heads of a model must agree on num_heads, the leading axis of their "

@@ -40,8 +40,8 @@ class UnitOptions:
   Attributes:
     overrides: Pairs ``(pattern, what)``; the first whose pattern is found in a
       parameter's path by ``re.search`` decides. ``what`` is a tuple of axes,
-      :class:`Units`, ``"per_weight"``, ``"one_rate"`` or ``"frozen"``. Heads are
-      never overridden.
+      :class:`Units`, ``"per_weight"``, ``"one_rate"`` or ``"frozen"``. Only
+      ``"frozen"`` is for heads too.
     strict: Whether a parameter that no rule knows is an error.
     unit_axis: ``"last"``, or ``"first"`` for trees with units on axis 0 (Equinox).
     heads: Regular expression for the paths of the heads' parameters; None: no heads.

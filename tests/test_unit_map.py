@@ -168,6 +168,21 @@ def test_the_fingerprint_tells_who_reads_what(change):
   assert unit_map(params).fingerprint != units.fingerprint
 
 
+def test_frozen_heads_count_as_heads_and_stand_still():
+  params = make_params()
+  units = unit_map(params, UnitOptions((("^out/", "frozen"),)))
+  assert units.num_heads == 4 and not units.body.num_heads
+  scaled = units.scale(params, *vectors(units))
+  jax.tree.map(lambda leaf: np.testing.assert_array_equal(leaf, 0), scaled["out"])
+  _, heads = units.norms(params, jnp.float32)
+  np.testing.assert_array_equal(heads, np.zeros(4))
+  (partly := dict(params["out"]["alrao_heads"])).pop("bias")
+  some = UnitOptions((("^out/.*bias", "frozen"),))
+  _, heads = unit_map(params, some).norms(params, jnp.float32)
+  expected = np.linalg.norm(np.reshape(partly["kernel"], (4, -1)), axis=1)
+  np.testing.assert_allclose(heads, expected, rtol=1e-6)
+
+
 def test_the_body_is_the_same_with_and_without_heads():
   params = make_params()
   body = {name: leaf for name, leaf in params.items() if name != "out"}

@@ -329,6 +329,17 @@ def test_words_override():
   ]
 
 
+def test_heads_can_be_frozen_and_nothing_else():
+  params = shapes(dense__kernel=(3, 5), out__alrao_heads__kernel=(10, 5, 2))
+  found = specs(params, overrides=(("kernel", "frozen"),))
+  assert [(s.kind, s.of_heads) for s in found.values()] == [
+    ("frozen", False),
+    ("frozen", True),
+  ]
+  found = specs(params, overrides=(("kernel", "one_rate"),))
+  assert [s.kind for s in found.values()] == ["one_rate", "head"]
+
+
 def test_units_override_gives_group_and_tiles():
   params = shapes(a__theta=(3, 10), b__phi=(5, 2))
   overrides = (
@@ -357,7 +368,7 @@ def test_a_given_group_with_different_units_is_an_error():
   ("override", "exception", "message"),
   [
     (("dnse", (0,)), ValueError, r"'dnse'.*got no match among 'dense/kernel'"),
-    (("out/", (0,)), ValueError, "only heads"),
+    (("out/", (0,)), ValueError, "only heads, .*they can only be 'frozen'"),
     (("dense", (2,)), ValueError, r"'dense/kernel'.*shape \(3, 5\), got \(2,\)"),
     (("dense", (-3,)), ValueError, r"got \(-3,\)"),
     (("dense", (0, -2)), ValueError, "different axes"),
