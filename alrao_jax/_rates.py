@@ -31,7 +31,7 @@ class LogUniform(NamedTuple):
   max_learning_rate: Any
 
   def quantile(self, u: jax.Array) -> jax.Array:
-    """The rate below which a share ``u`` of the rates lies."""
+    """The rate that a share ``u`` of the rates is below."""
     lo, hi = self.min_learning_rate, self.max_learning_rate
     # With equal bounds this is lo to the last bit; in two halves, since hi / lo may
     # overflow where neither bound does.
@@ -112,7 +112,7 @@ def bernoulli(rate: float, p: float) -> Bernoulli:
     The distribution, for ``distribution=`` of :func:`scale_by_unit_rates`.
 
   Raises:
-    ValueError: If ``rate`` is not positive or ``p`` lies outside ``[0, 1]``.
+    ValueError: If ``rate`` is not positive or ``p`` is outside ``[0, 1]``.
 
   Example:
     >>> import alrao_jax as alrao, jax.numpy as jnp
@@ -417,7 +417,7 @@ def with_unit_rates(opt_state: Any, params: Any, rates: Any, **options: Any) -> 
     params: As for :func:`unit_rates`.
     rates: A tree like ``params``, each leaf of its parameter's shape, as
       :func:`unit_rates` returns; the entries of a unit must be equal. Log-uniform rates
-      may lie outside their interval. (With ``redraw`` the next update draws others.)
+      may be outside their interval. (With ``redraw`` the next update draws others.)
     **options: As for :func:`unit_rates`.
 
   Returns:

@@ -58,9 +58,9 @@ class UnitSpec:
     assumed: Whether no rule knew the parameter.
     rule: The rule that decided, in words.
     of_heads: Whether axis 0 indexes the heads: of heads that train and of frozen ones.
-    decides: Who decides the shape of the group's units: members with 2 (cells, groups
-      given by name) must agree, and all others follow them; else a kernel, 1, decides;
-      else all, 0, must agree to share.
+    decides: Who decides the shape of a group's units. 2: members of cells and of groups
+      given by name, which must agree. 1: kernels. 0: all that follow, and share among
+      themselves only if they agree.
   """
 
   path: str
@@ -148,7 +148,7 @@ def join(*names: str) -> str:
 def first_below(
   shapes: Mapping[str, Shape], node: str, names: Iterable[str]
 ) -> str | None:
-  """The path of the first of the named parameters that lies directly below a node."""
+  """The path of the first of the named parameters directly below a node."""
   return next((p for name in names if (p := join(node, name)) in shapes), None)
 
 
@@ -287,8 +287,8 @@ def weight_norms(
   """Finds the scales of weight normalisation: the layer that each belongs to by path.
 
   A weight norm's scale is a factor of its layer's kernel, so it shares the layer's
-  rates. linen keeps it as ``<layer>/kernel/scale``, nnx as ``scales/<path>`` beside
-  ``layer_instance/<path>``.
+  rates. linen keeps it as ``<layer>/kernel/scale``, nnx as ``scales/<path>`` next
+  to ``layer_instance/<path>``.
   """
   found: dict[str, str] = {}
   for path in shapes:

@@ -17,7 +17,7 @@ from ._units import UnitOptions, read_units, shapes_of
 
 @dataclass(frozen=True, eq=False)
 class UnitMap:
-  """The units of a network, and where each stands in a vector.
+  """The units of a network, and where a vector holds each.
 
   What holds a number for each unit (its quantile, its rate, how often it was stopped)
   is a vector of shape ``(max(num_units, 1),)``: the groups of units one after the

@@ -242,7 +242,7 @@ def describe_units(params: Any, **options: Any) -> str:
   )
   assumed = [s.path for s in specs if s.assumed]
   if assumed:
-    lines.append(f"Assumed, for want of a rule: {', '.join(assumed)}.")
+    lines.append(f"Assumed, since no rule knows them: {', '.join(assumed)}.")
   return "\n".join(lines)
 
 

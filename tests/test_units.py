@@ -690,7 +690,7 @@ def test_describe_units():
   assert ["frozen/kernel", "(3, 5)", "()", "-", "-", "override: frozen"] in rows
   assert ["out/alrao_heads/kernel", "(10, 5, 2)", "(0,)", "-", "10", "head"] in rows
   assert rows[-2] == ["15 rates for 195 parameters in 3 groups."]
-  assert rows[-1] == ["Assumed, for want of a rule: other/theta."]
+  assert rows[-1] == ["Assumed, since no rule knows them: other/theta."]
 
 
 def test_describe_units_of_nothing():
