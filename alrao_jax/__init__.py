@@ -3,10 +3,13 @@
 import importlib
 from typing import Any
 
+from ._alrao import GatherUnitsState as GatherUnitsState
 from ._alrao import ScheduleFreeAlraoState as ScheduleFreeAlraoState
+from ._alrao import SteppedAverage as SteppedAverage
 from ._alrao import alrao as alrao
 from ._alrao import drop_diverged as drop_diverged
 from ._alrao import eval_params as eval_params
+from ._alrao import in_float32 as in_float32
 from ._alrao import schedule_free_alrao as schedule_free_alrao
 from ._averaging import Averaging as Averaging
 from ._averaging import BayesState as BayesState

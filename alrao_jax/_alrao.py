@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from . import _checks, _rates, _tree
+from . import _checks, _tree
 from ._averaging import Averaging, switch
 from ._guard import Guard, guard_units
 from ._heads import TrackHeadsState, track_heads
-from ._rates import ScaleByUnitRatesState, scale_by_unit_rates
+from ._rates import LogUniform, ScaleByUnitRatesState, scale_by_unit_rates
 from ._tree import find_state
 
 
@@ -47,10 +47,11 @@ def alrao(
 
     optax.chain(
       alrao.drop_diverged(),
-      base,                                            # optax.identity(): plain SGD
-      optax.add_decayed_weights(weight_decay, weight_decay_mask),
-      alrao.scale_by_unit_rates(key, min_learning_rate, max_learning_rate),
-      optax.scale_by_schedule(schedule),
+      alrao.in_float32(optax.chain(
+        base,                                          # optax.identity(): plain SGD
+        optax.add_decayed_weights(weight_decay, weight_decay_mask),
+        alrao.scale_by_unit_rates(key, min_learning_rate, max_learning_rate),
+        optax.scale_by_schedule(schedule))),
       alrao.guard_units(guard),
       alrao.track_heads(averaging))
 
@@ -66,7 +67,8 @@ def alrao(
     base: What to do with gradients before the rates: ``optax.trace(0.9)`` for
       momentum, ``optax.scale_by_adam()``, a chain, ...; plain SGD by default. A
       ``scale_by_*`` part, without a learning rate of its own. A part that mixes the
-      entries of its tree (a global norm) belongs into :func:`per_head`.
+      entries of its tree (a global norm) belongs into :func:`per_head`. Half precision
+      is shown to it as float32, so that its averages are float32 too.
     min_learning_rate: Positive; the lower bound of the interval.
     max_learning_rate: At least ``min_learning_rate``; the upper bound.
     schedule: A number, or a function of the step count, that multiplies all rates.
@@ -123,14 +125,10 @@ def alrao(
     )
   base = optax.identity() if base is None else base
   _check_base(base)
-  parts = [drop_diverged(), base]
+  wide = [base]
   if weight_decay is not None:
-    if not callable(weight_decay):
-      _checks.check_non_negative("alrao()", "weight_decay", weight_decay)
-      if _checks.is_concrete(weight_decay):
-        weight_decay = float(weight_decay)  # an array would promote the updates
-    parts.append(optax.add_decayed_weights(weight_decay, weight_decay_mask))
-  parts.append(
+    wide.append(_add_decayed_weights("alrao()", weight_decay, weight_decay_mask))
+  wide.append(
     scale_by_unit_rates(
       key,
       min_learning_rate,
@@ -147,10 +145,12 @@ def alrao(
   )
   if schedule is not None:
     if callable(schedule):
-      parts.append(optax.scale_by_schedule(schedule))
+      wide.append(optax.scale_by_schedule(schedule))
     else:
       _checks.check_non_negative("alrao()", "schedule", schedule)
-      parts.append(optax.scale_by_schedule(lambda _: schedule))  # keeps the dtype
+      wide.append(optax.scale_by_schedule(lambda _: schedule))  # keeps the dtype
+  # What follows must see the parameters' own dtype: the numbers that it can't hold.
+  parts = [drop_diverged(), in_float32(optax.chain(*wide))]
   if guard is not None:
     parts.append(
       guard_units(
@@ -190,6 +190,106 @@ def drop_diverged() -> optax.GradientTransformation:
   return optax.stateless(lambda updates, _: jax.tree.map(drop, updates))
 
 
+def in_float32(
+  tx: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+  """Shows a transformation half-precision gradients and parameters as float32.
+
+  A base keeps its averages in the dtype of the parameters. In bfloat16 a decay of
+  0.999 is 1, so that an average of squares never falls again; in float16 the square of
+  300 is infinite and an epsilon of 1e-8 is 0. :func:`alrao` puts its base in here; in
+  a chain of one's own write it around all from the base to the rates. What must know
+  the parameters' own dtype stands outside: :func:`drop_diverged`, :func:`guard_units`,
+  :func:`track_heads`, and :func:`schedule_free_alrao`, which does all of this itself.
+
+  Args:
+    tx: The transformation, also one that takes extra arguments. A dtype that it is
+      given of its own stays, such as ``optax.scale_by_adam(mu_dtype=jnp.bfloat16)``.
+
+  Returns:
+    The transformation. Its state is that of ``tx`` for float32 parameters, and keeps
+    its dtypes; its updates have the dtypes of the gradients. Leaves of float32,
+    float64 or integers, and complex ones, are left alone and cost nothing.
+
+  Raises:
+    TypeError: If ``tx`` is no gradient transformation.
+
+  Example:
+    >>> import alrao_jax as alrao, jax, optax
+    >>> optimizer = optax.chain(
+    ...   alrao.drop_diverged(),
+    ...   alrao.in_float32(optax.chain(
+    ...     optax.scale_by_adam(), alrao.scale_by_unit_rates(jax.random.key(0)))),
+    ...   alrao.track_heads())
+  """
+  if not isinstance(tx, optax.GradientTransformation):
+    raise TypeError(
+      "in_float32(tx) must be an optax gradient transformation, such as "
+      f"optax.scale_by_adam(), got {tx!r}. For optax.MultiSteps, write "
+      "in_float32(optax.MultiSteps(...).gradient_transformation())."
+    )
+  tx = optax.with_extra_args_support(tx)
+
+  def init_fn(params):
+    return tx.init(_widened(params))
+
+  def update_fn(updates, state, params=None, **extra_args):
+    new_updates, new_state = tx.update(
+      _widened(updates), state, _widened(params), **extra_args
+    )
+    return _with_dtypes_of(updates, new_updates), _with_dtypes_of(state, new_state)
+
+  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _is_half(leaf):
+  dtype = getattr(leaf, "dtype", np.dtype(object))
+  return jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 4
+
+
+def _widened(tree):
+  """The tree with all that is in half precision as float32."""
+
+  def widen(leaf):
+    if not _is_half(leaf):
+      return leaf
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+      return leaf.update(dtype=jnp.float32)
+    return leaf.astype(jnp.float32)
+
+  return jax.tree.map(widen, tree)
+
+
+def _with_dtypes_of(like, tree):
+  """The tree with the dtypes of another one of its structure; integers as they are."""
+
+  def cast(leaf, target):
+    dtypes = [getattr(x, "dtype", np.dtype(object)) for x in (leaf, target)]
+    for kind in (jnp.floating, jnp.complexfloating):
+      if all(jnp.issubdtype(dtype, kind) for dtype in dtypes):
+        return leaf.astype(target.dtype)
+    return leaf
+
+  return jax.tree.map(cast, tree, like)
+
+
+def _add_decayed_weights(call: str, weight_decay: optax.ScalarOrSchedule, mask: Any):
+  """`optax.add_decayed_weights`, whatever the type of the number or its schedule."""
+  number: Any = weight_decay
+  if not callable(weight_decay):
+    _checks.check_non_negative(call, "weight_decay", weight_decay)
+    number = float(weight_decay) if _checks.is_concrete(weight_decay) else weight_decay
+  decay: Any = optax.add_decayed_weights(number, mask)
+
+  def update_fn(updates, state, params=None):
+    # An array of another dtype would promote the updates.
+    with jax.numpy_dtype_promotion("standard"):
+      new_updates, state = decay.update(updates, state, params)
+    return _with_dtypes_of(updates, new_updates), state
+
+  return optax.GradientTransformation(decay.init, update_fn)
+
+
 def _check_base(base):
   if not isinstance(base, optax.GradientTransformation):
     raise TypeError(
@@ -219,11 +319,47 @@ def _check_base(base):
     )
 
 
+class SteppedAverage(NamedTuple):
+  """What :func:`schedule_free_alrao` averages where parameters are in half precision.
+
+  Attributes:
+    x: Like the parameters, in float32 or wider: their average.
+    z: Likewise: the sum of all steps, which rounded parameters don't tell. What else
+      moves the parameters, such as a projection, moves neither.
+  """
+
+  x: Any
+  z: Any
+
+
+class GatherUnitsState(NamedTuple):
+  """State of the units' rates in :func:`schedule_free_alrao`.
+
+  Attributes:
+    collapsed: A bool scalar: whether heads were taken out since the last update. The
+      next one then leaves the units' bounds where they are.
+    interval: Shape ``(2,)``, both ends of the optimizer's interval at the last
+      collapse; before one, at `init`.
+    bounds: Shape ``(2,)``, the bounds that the units' rates had then.
+    drawn: Shape ``(2,)``, how far the posterior drew in both ends of the interval
+      then, as shares of its width; 0 at `init`.
+    rates: State of :func:`scale_by_unit_rates`, with the units' bounds of now.
+  """
+
+  collapsed: jax.Array
+  interval: jax.Array
+  bounds: jax.Array
+  drawn: jax.Array
+  rates: ScaleByUnitRatesState
+
+
 class ScheduleFreeAlraoState(NamedTuple):
   """State of :func:`schedule_free_alrao`.
 
   Attributes:
-    average: Like the parameters: what :func:`eval_params` returns.
+    average: Like the parameters, in float32 or wider: what :func:`eval_params` returns.
+      A :class:`SteppedAverage` of two such trees where a parameter is in half
+      precision.
     count: int32 scalar, the number of steps.
     inner: State of the chain whose steps are averaged.
   """
@@ -248,7 +384,7 @@ def schedule_free_alrao(
   averaging: Averaging = switch(),
   names: tuple[str, ...] | None = None,
   overrides: tuple = (),
-  heads: str = _tree.HEADS_REGEX,
+  heads: str | None = _tree.HEADS_REGEX,
   strict: bool = False,
   guard: Guard | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -268,7 +404,9 @@ def schedule_free_alrao(
       \log \eta \leftarrow \mu + c\, (\log \eta - \mu), \qquad
       c = \operatorname{clip}(\sigma / \sigma_0, \text{narrowest}, 1)
 
-    The heads keep their ladder. So the rates follow where the posterior moves to.
+    The heads keep their ladder. So the rates follow where the posterior moves to. A
+    :func:`collapse` leaves them where they are: while several heads are left, they
+    follow the posterior from there; with one head they stand.
   - Schedule-free averaging: steps are summed into :math:`z`, whose average :math:`x` is
     what is evaluated, and gradients are taken in between, at the parameters :math:`y`.
     With :math:`\beta` the ``interpolation`` and :math:`\gamma` the ``power``,
@@ -298,20 +436,23 @@ def schedule_free_alrao(
     averaging: See :func:`alrao`.
     names: See :func:`alrao`. The units follow the mean of the posteriors.
     overrides: See :func:`alrao`.
-    heads: See :func:`alrao`.
+    heads: See :func:`alrao`. With ``None`` there is no posterior to follow: the units'
+      rates stay as they were drawn.
     strict: See :func:`alrao`.
     guard: See :func:`alrao`.
 
   Returns:
     The optimizer; its updates descend. ``update(grads, opt_state, params,
-    head_log_likelihoods=...)``, as :func:`alrao`. State: one average of the parameters
-    (keep them in float32 or wider: half precision would lose its small steps), one of
-    squares, and Alrao's.
+    head_log_likelihoods=...)``, as :func:`alrao`. State: one average of the parameters,
+    one of squares, and Alrao's, all in float32 or wider. Parameters in half precision
+    would lose the small steps of an average: where there are any, the state holds
+    :math:`z` too, one more copy, and parameters are :math:`y` rounded.
 
   Raises:
     TypeError: If ``key`` is no random key; at ``update``, without ``params`` or
       ``head_log_likelihoods``.
-    ValueError: If an argument is out of its range; at ``init``, without heads.
+    ValueError: If an argument is out of its range; at ``init``, if the model has no
+      MultiHead.
 
   Example:
     >>> import alrao_jax as alrao, jax, jax.numpy as jnp
@@ -340,18 +481,22 @@ def schedule_free_alrao(
   reading = {"overrides": overrides, "heads": heads, "strict": strict}
   parts = [drop_diverged(), _scale_by_root_mean_square(b2, eps)]
   if weight_decay is not None:
-    parts.append(optax.add_decayed_weights(weight_decay, weight_decay_mask))
-  interval = _rates.LogUniform(min_learning_rate, max_learning_rate)
+    parts.append(_add_decayed_weights(call, weight_decay, weight_decay_mask))
+  interval = LogUniform(min_learning_rate, max_learning_rate)
   parts.append(_scale_by_gathered_rates(key, interval, narrowest, reading))
   if guard is not None:
     parts.append(guard_units(guard, **reading))
-  parts.append(track_heads(averaging, heads=heads, names=names))
+  if heads is not None:
+    parts.append(track_heads(averaging, heads=heads, names=names))
   chain = optax.chain(*parts)
 
   def init_fn(params):
-    # A copy: a donated state must not hold the parameters' buffers.
-    average = jax.tree.map(jnp.copy, params)
-    return ScheduleFreeAlraoState(average, jnp.zeros([], jnp.int32), chain.init(params))
+    wide = _widened(params)
+    # Copies: a donated state must not hold the parameters' buffers.
+    average = jax.tree.map(jnp.copy, wide)
+    if any(map(_is_half, jax.tree.leaves(params))):
+      average = SteppedAverage(x=average, z=jax.tree.map(jnp.copy, wide))
+    return ScheduleFreeAlraoState(average, jnp.zeros([], jnp.int32), chain.init(wide))
 
   def update_fn(updates, state, params=None, **extra_args):
     if params is None:
@@ -359,34 +504,71 @@ def schedule_free_alrao(
         f"{call} averages parameters, got none. Write optimizer.update(grads, "
         "opt_state, params, head_log_likelihoods=...)."
       )
-    posterior = find_state(state.inner, TrackHeadsState, "track_heads").log_weights
-    steps, inner = chain.update(
-      updates, state.inner, params, head_log_weights=posterior, **extra_args
-    )
+    if heads is not None:
+      found = find_state(state.inner, TrackHeadsState, "track_heads")
+      extra_args["head_log_weights"] = found.log_weights
+    wide = _widened(params)
+    steps, inner = chain.update(_widened(updates), state.inner, wide, **extra_args)
     count = jnp.asarray(optax.safe_increment(state.count))
-
-    def towards(step, y, x):
-      """How far the new z is from the old x, and the share of it that x takes."""
-      # z is not kept, since y and x tell it: z - x = (y - x) / (1 - beta).
-      away = (y - x) / (1 - jnp.asarray(interpolation, y.dtype)) + step
-      gamma = jnp.asarray(power, y.dtype)
-      return away, (1 + gamma) / (count.astype(y.dtype) + gamma)
-
-    def move(step, y, x):
-      beta = jnp.asarray(interpolation, y.dtype)
-      away, share = towards(step, y, x)
-      return (1 - beta) * step + beta * share * away
-
-    def average(step, y, x):
-      away, share = towards(step, y, x)
-      return x + share * away
-
-    trees = (steps, params, state.average)
-    return jax.tree.map(move, *trees), ScheduleFreeAlraoState(
-      jax.tree.map(average, *trees), count, inner
-    )
+    follow = _follow_rounded if type(state.average) is SteppedAverage else _follow
+    moves, average = follow(state.average, steps, params, count, interpolation, power)
+    new_state = ScheduleFreeAlraoState(average, count, inner)
+    return _with_dtypes_of(updates, moves), new_state
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _share(count, power, dtype):
+  """The share of its distance from the new z that the average goes."""
+  gamma = jnp.asarray(power, dtype)
+  return (1 + gamma) / (count.astype(dtype) + gamma)
+
+
+def _follow(average, steps, params, count, interpolation, power):
+  """How the parameters y move with the steps of z, and the new average x."""
+
+  def away(step, y, x):
+    # z is not kept, since y and x tell it: z - x = (y - x) / (1 - beta).
+    return (y - x) / (1 - jnp.asarray(interpolation, y.dtype)) + step
+
+  def move(step, y, x):
+    beta = jnp.asarray(interpolation, y.dtype)
+    return (1 - beta) * step + beta * _share(count, power, y.dtype) * away(step, y, x)
+
+  def towards(step, y, x):
+    return x + _share(count, power, y.dtype) * away(step, y, x)
+
+  trees = (steps, params, average)
+  return jax.tree.map(move, *trees), jax.tree.map(towards, *trees)
+
+
+def _follow_rounded(average, steps, params, count, interpolation, power):
+  """The same, of parameters in half precision, which are y rounded: z is kept."""
+
+  def step_z(z, step, y):
+    # Where z fits into the parameters' dtype, so do x and y, which are between.
+    stepped = z + step
+    return jnp.where(jnp.abs(stepped) <= float(jnp.finfo(y.dtype).max), stepped, z)
+
+  def towards(x, z):
+    return x + _share(count, power, x.dtype) * (z - x)
+
+  def move(x, z, old_x, old_z, y):
+    beta = jnp.asarray(interpolation, x.dtype)
+    before, after = ((1 - beta) * b + beta * a for a, b in ((old_x, old_z), (x, z)))
+    wide = y.astype(x.dtype)
+    # What rounding lost of the last moves comes along: up to half of the distance to
+    # the next number, and a little. All else that was done to y is not ours.
+    lost = before - wide
+    towards = jnp.where(lost < 0, -jnp.inf, jnp.inf).astype(y.dtype)
+    reach = 0.55 * jnp.abs(jnp.nextafter(y, towards).astype(x.dtype) - wide)
+    return after - before + jnp.clip(lost, -reach, reach)
+
+  old_x, old_z = average
+  z = jax.tree.map(step_z, old_z, steps, params)
+  x = jax.tree.map(towards, old_x, z)
+  moves = jax.tree.map(move, x, z, old_x, old_z, params)
+  return moves, SteppedAverage(x, z)
 
 
 def eval_params(opt_state: Any, params: Any) -> Any:
@@ -395,14 +577,18 @@ def eval_params(opt_state: Any, params: Any) -> Any:
   Args:
     opt_state: State of :func:`schedule_free_alrao`, within any chain or wrapper, or an
       ``nnx.Optimizer``'s.
-    params: The parameters as they train.
+    params: The parameters as they train, or what holds them: linen's variables, an
+      ``nnx.State``, a whole model of nnx or Equinox.
 
   Returns:
-    A tree like ``params``, boxes kept: the averaged parameters, in the dtypes of
-    ``params``.
+    A tree like ``params``, boxes kept (of a model, a model): the averaged parameters,
+    in the dtypes of ``params``; copies of ``params`` where the optimizer trains
+    nothing (frozen parts, batch statistics). No array of it is one of the arguments',
+    so it outlives a step that donates them.
 
   Raises:
-    ValueError: If ``opt_state`` holds no such state, or more than one.
+    ValueError: If ``opt_state`` holds no such state, or more than one; if ``params``
+      lacks a parameter that the optimizer trains.
 
   Example:
     >>> import alrao_jax as alrao, jax, jax.numpy as jnp
@@ -411,22 +597,66 @@ def eval_params(opt_state: Any, params: Any) -> Any:
     >>> alrao.eval_params(opt_state, params)["out"]["alrao_heads"]["kernel"].shape
     (10, 3, 2)
   """
-  state = find_state(opt_state, ScheduleFreeAlraoState, "schedule_free_alrao")
-  leaves, treedef = jax.tree.flatten(params)
-  averages = jax.tree.leaves(state.average)
-  return jax.tree.unflatten(
-    treedef, [x.astype(p.dtype) for x, p in zip(averages, leaves, strict=True)]
+  averages = averages_by_path("eval_params()", opt_state, params)
+  given = dict(_tree.flatten_with_paths(params)[0])
+  # A layer that stands in two places of a model is trained as the one of them.
+  shared = {id(given[path]): average for path, average in averages.items()}
+
+  def read(path, leaf):
+    average = averages.get(_tree.path_of(path), shared.get(id(leaf)))
+    if average is not None:
+      return jnp.array(average, leaf.dtype)
+    return jnp.copy(leaf) if isinstance(leaf, jax.Array) else leaf
+
+  return jax.tree_util.tree_map_with_path(read, params)
+
+
+def averages_by_path(call: str, opt_state: Any, params: Any) -> dict[str, Any]:
+  """The averages in a state of :func:`schedule_free_alrao`, by the paths of ``params``.
+
+  Raises:
+    ValueError: As :func:`eval_params`.
+  """
+  kind = ScheduleFreeAlraoState
+  find_state(opt_state, kind, "schedule_free_alrao")  # an error, if there is none
+  nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, kind))
+  # As it is in the state, boxes kept: they may be what holds a path.
+  (average,) = (node.average for node in nodes if isinstance(node, kind))
+  average = average.x if type(average) is SteppedAverage else average
+  held = dict(_tree.flatten_with_paths(average)[0])
+  given = {
+    path: getattr(leaf, "shape", None)
+    for path, leaf in _tree.flatten_with_paths(params)[0]
+  }
+  lacking = {}
+  for prefix in ("", "params/"):  # linen's variables hold the parameters below a key
+    found = {prefix + path: leaf for path, leaf in held.items()}
+    fits = [given.get(path) == leaf.shape for path, leaf in found.items()]
+    if all(fits):
+      return found
+    lacking[prefix] = [path for path, fit in zip(held, fits, strict=True) if not fit]
+  path = min(lacking.values(), key=len)[0]
+  raise ValueError(
+    f"{call[:-1]}params=...) must hold all that the optimizer trains, got nothing of "
+    f"shape {held[path].shape} at {path!r}. Pass the parameters that the optimizer's "
+    "update is given, or what holds them: linen's variables, an nnx.State, the model."
   )
 
 
-def _scale_by_root_mean_square(b2, eps):
+def _scale_by_root_mean_square(b2: Any, eps: Any):
   """Adam without its average of gradients, whose place the interpolation takes."""
+  if _is_half(b2):
+    # optax.inject_hyperparams rounds numbers to the parameters' dtype, and 0.999 to 1
+    # in bfloat16, at which nothing is averaged: the middle of what is rounded to 1.
+    below_one = 1 - float(jnp.finfo(b2.dtype).epsneg) / 4
+    b2 = jnp.minimum(jnp.asarray(b2, jnp.float32), below_one)
   adam = optax.scale_by_rms(b2, eps, eps_in_sqrt=False, bias_correction=True)
 
   def update_fn(updates, state, params=None):
     # Its bias correction needs implicit promotion, which users may have forbidden.
     with jax.numpy_dtype_promotion("standard"):
-      return adam.update(updates, state, params)
+      new_updates, new_state = adam.update(updates, state, params)
+    return _with_dtypes_of(updates, new_updates), _with_dtypes_of(state, new_state)
 
   return optax.GradientTransformation(adam.init, update_fn)
 
@@ -437,26 +667,64 @@ def _scale_by_gathered_rates(key, interval, narrowest, reading):
   def scale_by(units):
     return scale_by_unit_rates(key, *interval, distribution=units, **reading)
 
+  def init_fn(params):
+    rates: Any = scale_by(interval).init(params)
+    return GatherUnitsState(
+      collapsed=jnp.zeros([], bool),
+      interval=jnp.stack(rates.head_distribution),
+      bounds=jnp.stack(rates.unit_distribution),
+      drawn=jnp.zeros([2], rates.quantiles.dtype),
+      rates=rates,
+    )
+
   def update_fn(updates, state, params=None, *, head_log_weights=None, **extra_args):
     del extra_args
-    units = _gathered(interval, narrowest, state, head_log_weights)
-    return scale_by(units).update(updates, state, params)
+    rates = state.rates
+    drawn = _drawn(narrowest, rates.ladder, head_log_weights)
+    ends = (rates.head_distribution, rates.unit_distribution)
+    now = jnp.stack([*map(jnp.stack, ends), drawn])
+    since = jnp.stack([state.interval, state.bounds, state.drawn])
+    since = jnp.where(state.collapsed, now, since)
+    never = jnp.zeros_like(state.collapsed)
+    state = GatherUnitsState(never, since[0], since[1], since[2], rates)
+    units = _gathered(interval, narrowest, state, drawn)
+    updates, rates = scale_by(units).update(updates, rates, params)
+    return updates, state._replace(rates=rates)
 
-  return optax.GradientTransformationExtraArgs(scale_by(interval).init, update_fn)
+  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _gathered(interval, narrowest, state: ScaleByUnitRatesState, head_log_weights):
-  """The units' interval under a posterior, or under the mean of several."""
+def _drawn(narrowest, ladder, head_log_weights):
+  """How far a posterior draws in the ends of the interval, as shares of its width.
+
+  A mean ``mu`` of the heads' quantiles and a share ``c`` make of the interval
+  ``[0, 1]`` the interval ``[(1 - c) mu, 1 - (1 - c) (1 - mu)]``.
+  """
+  # The posterior, or the mean of several.
   posteriors = [jnp.exp(one) for one in jax.tree.leaves(head_log_weights)]
+  if not posteriors or posteriors[0].size == 1:
+    return jnp.zeros([2], ladder.dtype)  # it tells nothing
   weights = sum(posteriors[1:], posteriors[0]) / len(posteriors)
-  ladder = jnp.log(state.head_distribution.quantile(state.ladder))
   weights = weights.astype(ladder.dtype)
   middle = jnp.sum(weights * ladder)
   spread = jnp.sqrt(jnp.sum(weights * jnp.square(ladder - middle)))
-  low, high = (jnp.log(jnp.asarray(end, ladder.dtype)) for end in interval)
-  # The deviation of the whole interval, over which rates are log-uniform. Equal ends
-  # have none, and nowhere to draw together to.
-  whole = jnp.maximum((high - low) / math.sqrt(12), jnp.finfo(ladder.dtype).tiny)
-  share = jnp.clip(spread / whole, jnp.asarray(narrowest, ladder.dtype), 1.0)
-  ends = [jnp.exp(middle + share * (end - middle)) for end in (low, high)]
-  return _rates.LogUniform(*ends)
+  # Over the deviation of the whole interval, on which rates are log-uniform.
+  share = jnp.clip(spread * math.sqrt(12), jnp.asarray(narrowest, ladder.dtype), 1.0)
+  return (1 - share) * jnp.stack([middle, 1 - middle])
+
+
+def _gathered(interval, narrowest, state: GatherUnitsState, drawn):
+  """The bounds of the units' rates, where the posterior has drawn them since."""
+  ends = jnp.stack([jnp.asarray(end, drawn.dtype) for end in interval])
+  inward = jnp.array([1, -1], drawn.dtype)
+  width = jnp.log(ends[1]) - jnp.log(ends[0])
+  # Factors of 1, exactly, where neither posterior nor interval moved; in two halves,
+  # since one may overflow where no bound does.
+  half = jnp.exp((drawn - state.drawn) * inward * width / 2)
+  bounds = state.bounds * (ends / state.interval) * half * half
+  # A posterior may lose more than the units' width after a collapse to heads that are
+  # far apart. The tolerance is for rounding.
+  least = jnp.asarray(narrowest, drawn.dtype) * (1 - 1e-4) * width
+  lack = jnp.maximum(least - (jnp.log(bounds[1]) - jnp.log(bounds[0])), 0)
+  bounds = bounds * jnp.exp(-lack / 2 * inward)
+  return LogUniform(*jnp.clip(bounds, ends[0], ends[1]))

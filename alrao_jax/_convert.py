@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 from . import _checks
+from ._alrao import GatherUnitsState, ScheduleFreeAlraoState, averages_by_path
 from ._averaging import BayesState, FixedShareState, SwitchState
 from ._heads import TrackHeadsState, best_heads
 from ._rates import ScaleByUnitRatesState
@@ -20,6 +21,7 @@ from ._tree import (
   HEADS,
   HEADS_REGEX,
   find_state,
+  find_states,
   flatten_with_paths,
   head_name,
   path_of,
@@ -194,9 +196,10 @@ def collapse(
   step, which compiles once more, and costs what the kept heads cost. A kept head goes
   on as it was: its parameters, momenta and averages and the quantile of its learning
   rate stay to the last bit. The posterior is renormalised over the kept heads. The body
-  changes in nothing: its arrays are those of the arguments, not copies, so a step that
-  donates the new state's buffers ends the old state's too. With all heads kept,
-  everything is returned as it is.
+  changes in nothing, nor do its rates where they follow the posterior
+  (:func:`schedule_free_alrao`): its arrays are those of the arguments, not copies, so a
+  step that donates the new state's buffers ends the old state's too. With all heads
+  kept, everything is returned as it is.
 
   Several MultiHeads keep the same heads, since one ladder of rates serves them all: by
   default those that are best in the product of their posteriors.
@@ -254,7 +257,13 @@ def collapse(
     if jnp.shape(leaf) != shape:
       raise _mixed(path_of(path), jnp.shape(leaf), shape)
   opt_state = jax.tree.unflatten(treedef, sliced)
-  return params, replace_state(opt_state, TrackHeadsState, _renormalised)
+  opt_state = replace_state(opt_state, TrackHeadsState, _renormalised)
+  # The posterior of fewer heads is another one; the units' rates are not to follow.
+  return params, replace_state(
+    opt_state,
+    GatherUnitsState,
+    lambda state: state._replace(collapsed=jnp.ones_like(state.collapsed)),
+  )
 
 
 def take_heads(tree: Any, kept: Sequence[int], *, heads: str = HEADS_REGEX) -> Any:
@@ -459,7 +468,8 @@ def export(
 
   Args:
     params: Linen's ``params``, whole variables (``batch_stats`` too), an ``nnx.State``,
-      or any tree in which the heads lie below the key ``alrao_heads``.
+      or any tree in which the heads lie below the key ``alrao_heads``. After
+      :func:`schedule_free_alrao`, what :func:`eval_params` returns.
     opt_state: The optimizer's state, whose posterior chooses. May be left out where
       there is one head, after :func:`collapse`.
     head: Which head to take instead, for several MultiHeads also a mapping by name.
@@ -472,7 +482,8 @@ def export(
 
   Raises:
     ValueError: ``params`` has no heads, or several and neither ``opt_state`` nor
-      ``head`` chooses; ``opt_state`` has a posterior over another number of heads;
+      ``head`` chooses; ``opt_state`` has a posterior over another number of heads, or
+      averages that ``params`` are not;
       ``head`` is out of range; a MultiHead has a parameter that goes by the name of a
       head's.
     TypeError: Both ``opt_state`` and ``head`` are given, or ``head`` is no integer.
@@ -525,13 +536,34 @@ def chosen_heads(
     return {name: _given(call, head, name, n) for name, n in layers.items()}
   if opt_state is not None:
     found = find_state(opt_state, TrackHeadsState, "track_heads").log_weights
-    return {name: _best(call, found, name, n) for name, n in layers.items()}
+    best = {name: _best(call, found, name, n) for name, n in layers.items()}
+    if find_states(opt_state, ScheduleFreeAlraoState):
+      _check_averaged(call, params, opt_state)
+    return best
   if set(layers.values()) != {1}:
     raise ValueError(
       f"{call} must know which head to take of {layers}. Pass the optimizer's state, "
       "whose posterior chooses, or head=0 for the first."
     )
   return dict.fromkeys(layers, 0)
+
+
+def _check_averaged(call, params, opt_state):
+  """Refuses the parameters at which gradients are taken: the average is the result."""
+  averages = averages_by_path(call, opt_state, params)
+  given = dict(flatten_with_paths(params)[0])
+  pairs = [(given[path], average) for path, average in averages.items()]
+  if not any(isinstance(x, jax.core.Tracer) for pair in pairs for x in pair) and all(
+    np.array_equal(np.asarray(leaf), np.asarray(jnp.asarray(average, leaf.dtype)))
+    for leaf, average in pairs
+  ):
+    return
+  raise ValueError(
+    f"{call} needs the averaged parameters, got others than the average that "
+    "schedule_free_alrao's state holds (or traced ones, which can't be compared). "
+    "Write export(eval_params(opt_state, params), opt_state), outside of jax.jit; for "
+    "parameters of another step, name the head: export(params, head=...)."
+  )
 
 
 def one_head(leaf: Any, index: Any) -> Any:

@@ -382,8 +382,10 @@ def unit_rates(opt_state: Any, params: Any, **options: Any) -> Any:
 
   Returns:
     A tree like ``params``, each leaf of its parameter's shape. A schedule that
-    multiplies all rates is not part of them. With ``redraw`` they are those of the last
-    update.
+    multiplies all rates is not part of them. They are those of the last update: the
+    interval belongs to the optimizer, so a state that is restored for one of another
+    interval shows the old rates until its first update, as after a change of injected
+    bounds.
 
   Raises:
     ValueError: If ``opt_state`` holds no or several states with rates, or belongs to
@@ -417,7 +419,8 @@ def with_unit_rates(opt_state: Any, params: Any, rates: Any, **options: Any) -> 
     params: As for :func:`unit_rates`.
     rates: A tree like ``params``, each leaf of its parameter's shape, as
       :func:`unit_rates` returns; the entries of a unit must be equal. Log-uniform rates
-      may be outside their interval. (With ``redraw`` the next update draws others.)
+      may be outside their interval. (With ``redraw`` the next update draws others, and
+      one with another interval than the last update's scales them to it.)
     **options: As for :func:`unit_rates`.
 
   Returns:

@@ -11,7 +11,7 @@ from benchmarks.engine import Plan
 from benchmarks.images import ImageData, ImageProgram
 from benchmarks.models import build_model
 from benchmarks.optimizers import OPTIMIZERS, OptimizerName
-from benchmarks.planning import OptionError, check_rate, make_plan, refuse
+from benchmarks.planning import OptionError, check_rate, check_seed, make_plan, refuse
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 SIZES = ("num_train", "num_validation", "num_test")
@@ -65,8 +65,7 @@ class Experiment:
     for name in ("num_heads", "batch_size", "max_epochs", "patience"):
       if getattr(self, name) < 1:
         refuse(name, "must be at least 1", getattr(self, name))
-    if self.seed < 0:
-      refuse("seed", "must not be negative", self.seed)
+    check_seed(self.seed)
     if not 0 < self.width < float("inf"):
       refuse("width", "must be positive", self.width)
     check_rate(self.optimizer, self.rate)

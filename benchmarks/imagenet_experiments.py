@@ -14,7 +14,7 @@ from benchmarks.image_stream_program import ImageStreamProgram
 from benchmarks.local_statistics import use_local_statistics
 from benchmarks.models import IMAGENET_BODIES, build_model
 from benchmarks.optimizers import OPTIMIZERS, OptimizerName
-from benchmarks.planning import OptionError, check_rate, make_plan, refuse
+from benchmarks.planning import OptionError, check_rate, check_seed, make_plan, refuse
 
 NUM_IMAGENET = 1_281_167  # training images
 MIN_SIZE = 63  # pixels; AlexNet shrinks less to nothing
@@ -71,8 +71,7 @@ class Experiment:
     for name in positive:
       if getattr(self, name) < 1:
         refuse(name, "must be at least 1", getattr(self, name))
-    if self.seed < 0:
-      refuse("seed", "must not be negative", self.seed)
+    check_seed(self.seed)
     if not 0 < self.width < float("inf"):
       refuse("width", "must be positive", self.width)
     if self.image_size < MIN_SIZE:

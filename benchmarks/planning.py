@@ -9,6 +9,8 @@ from benchmarks.engine import Plan
 from benchmarks.optimizers import OPTIMIZERS
 from benchmarks.records import Record
 
+NUM_SEEDS = 2**32
+
 
 class OptionError(ValueError):
   """Options that make no experiment; the text says why."""
@@ -26,6 +28,34 @@ def refuse(name: str, rule: str, value: Any) -> NoReturn:
     OptionError: Always.
   """
   raise OptionError(f"--{name.replace('_', '-')} {rule}, got {value}.")
+
+
+def check_seed(seed: int) -> None:
+  """Checks that no other seed draws the same numbers.
+
+  Args:
+    seed: The seed.
+
+  Raises:
+    OptionError: It is negative, or has more than 32 bits: of these,
+      `jax.random.key` takes no notice.
+  """
+  if not 0 <= seed < NUM_SEEDS:
+    refuse("seed", f"must be from 0 to {NUM_SEEDS - 1}", seed)
+
+
+def check_seeds(count: int, at_least: int = 1) -> None:
+  """Checks a number of runs, whose seeds count from 0.
+
+  Args:
+    count: The number.
+    at_least: The smallest that makes sense.
+
+  Raises:
+    OptionError: It is smaller, or there are not as many seeds.
+  """
+  if not at_least <= count <= NUM_SEEDS:
+    refuse("seeds", f"must be at least {at_least}, at most {NUM_SEEDS}", count)
 
 
 def check_rate(optimizer: str, rate: float | None) -> None:

@@ -11,7 +11,7 @@ from benchmarks.data.text import Level, Text, load_text
 from benchmarks.engine import Plan
 from benchmarks.models.language import OutputLayer, build_language_model
 from benchmarks.optimizers import OPTIMIZERS, OptimizerName
-from benchmarks.planning import OptionError, check_rate, make_plan, refuse
+from benchmarks.planning import OptionError, check_rate, check_seed, make_plan, refuse
 from benchmarks.text import TextProgram
 
 LENGTHS = {"lstm": 70, "decoder": 128}
@@ -73,8 +73,7 @@ class Experiment:
       value = getattr(self, name)
       if value is not None and value < 2:
         refuse(name, "must be at least 2", value)
-    if self.seed < 0:
-      refuse("seed", "must not be negative", self.seed)
+    check_seed(self.seed)
     if not 0 <= self.dropout < 1:
       refuse("dropout", "must be in [0, 1)", self.dropout)
     if self.clip is not None and not 0 < self.clip < float("inf"):

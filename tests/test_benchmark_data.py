@@ -2,11 +2,8 @@ import functools
 import gzip
 import hashlib
 import http.server
-import io
 import os
 import pickle
-import struct
-import tarfile
 import threading
 
 import jax
@@ -15,13 +12,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+from data_cases import (
+  LAYOUTS,
+  encode,
+  load_small,
+  make_small,
+  python3_pickle,
+  table,
+  write_archive,
+  write_binary,
+  write_parquet,
+  write_pickles,
+)
 
 from benchmarks.data import (
   DataError,
   channel_statistics,
   cifar10,
-  cifar_parquet,
   download,
   load,
 )
@@ -29,8 +36,6 @@ from benchmarks.data import augment as augmentation
 from benchmarks.data.augment import crop_and_flip, normalize
 from benchmarks.data.cache import cache_dir
 
-COUNTS = (80, 20)
-load_small = functools.partial(cifar10.load, counts=COUNTS)
 augment = jax.jit(augmentation.augment, static_argnames=("padding", "flip"))
 
 
@@ -39,118 +44,9 @@ def own_cache(tmp_path_factory, monkeypatch):
   monkeypatch.setenv("ALRAO_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
 
 
-# 100 images, written in each layout as its authors write it.
-
-
 @pytest.fixture(scope="session")
 def small():
-  rng = np.random.default_rng(0)
-  images = rng.integers(0, 256, (100, 32, 32, 3), dtype=np.uint8)
-  return images, rng.integers(0, 10, 100)
-
-
-def batches(small, train_name, test_name):
-  """Yields the name, rows (channels first) and labels of each of the six files."""
-  images, labels = small
-  rows = images.transpose(0, 3, 1, 2).reshape(100, -1)
-  for i in range(5):
-    part = slice(16 * i, 16 * (i + 1))
-    yield train_name.format(i + 1), rows[part], labels[part]
-  yield test_name, rows[80:], labels[80:]
-
-
-def python2_pickle(rows, labels):
-  """The very opcodes of the official files, which Python 2 wrote."""
-
-  def text(value):
-    return b"T" + struct.pack("<i", len(value)) + value  # BINSTRING
-
-  array = (
-    b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
-    b"(K\x01" + b"".join(b"M" + struct.pack("<H", n) for n in rows.shape) + b"\x86"
-    b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff"
-    b"\xffK\x00tb\x89" + text(rows.tobytes()) + b"tb"
-  )
-  numbers = b"](" + b"".join(b"K" + bytes([label]) for label in labels) + b"e"
-  return b"\x80\x02}(" + text(b"data") + array + text(b"labels") + numbers + b"u."
-
-
-def python3_pickle(rows, labels, protocol=2):
-  return pickle.dumps({b"data": rows, b"labels": labels.tolist()}, protocol)
-
-
-def numpy_pickle(rows, labels):
-  """A careless copy: another memory order, numpy's own integers, text for keys."""
-  return pickle.dumps({"data": np.asfortranarray(rows), "labels": list(labels)})
-
-
-def write_pickles(folder, small, dump=python2_pickle):
-  folder = folder / "cifar-10-batches-py"
-  folder.mkdir(parents=True)
-  (folder / "readme.html").write_text("not a pickle")
-  for name, rows, labels in batches(small, "data_batch_{}", "test_batch"):
-    (folder / name).write_bytes(dump(rows, labels))
-  return folder
-
-
-def write_binary(folder, small):
-  folder = folder / "cifar-10-batches-bin"
-  folder.mkdir(parents=True)
-  for name, rows, labels in batches(small, "data_batch_{}.bin", "test_batch.bin"):
-    records = np.concatenate([labels[:, None].astype(np.uint8), rows], axis=1)
-    (folder / name).write_bytes(records.tobytes())
-  return folder
-
-
-def write_archive(folder, small, write, name):
-  content = write(folder / "aside", small)
-  (folder / "data").mkdir()
-  with tarfile.open(folder / "data" / name, "w:gz") as archive:
-    archive.add(content, content.name)
-  return folder / "data" / name
-
-
-def encode(image, kind):
-  file = io.BytesIO()
-  Image.fromarray(image).save(file, kind, lossless=True)
-  return file.getvalue()
-
-
-def table(images, labels, kind="PNG", column="img"):
-  encoded = [{"bytes": encode(image, kind), "path": "x.png"} for image in images]
-  return pa.table({column: encoded, "label": pa.array(labels, pa.int64())})
-
-
-def write_parquet(
-  folder, small, kind="PNG", column="img", name="{}-{:05}-of-{:05}.parquet"
-):
-  images, labels = small
-  shards = [("train", 0, 2, 0, 45), ("train", 1, 2, 45, 80), ("test", 0, 1, 80, 100)]
-  for split, index, total, start, stop in shards:
-    path = folder / "cifar10" / name.format(split, index, total)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table(images[start:stop], labels[start:stop], kind, column), path)
-  return folder / "cifar10"
-
-
-LAYOUTS = {
-  "pickles of Python 2": write_pickles,
-  "pickles of Python 3": functools.partial(write_pickles, dump=python3_pickle),
-  "pickles, protocol 5": functools.partial(
-    write_pickles, dump=functools.partial(python3_pickle, protocol=5)
-  ),
-  "pickles of numpy": functools.partial(write_pickles, dump=numpy_pickle),
-  "binary": write_binary,
-  "archive of pickles": functools.partial(
-    write_archive, write=write_pickles, name="cifar-10-python.tar.gz"
-  ),
-  "binary archive": functools.partial(
-    write_archive, write=write_binary, name="cifar-10-binary.tar.gz"
-  ),
-  "parquet of PNG": write_parquet,
-  "parquet of WebP": functools.partial(write_parquet, kind="WEBP", column="image"),
-  "parquet in two folders": functools.partial(write_parquet, name="{}/{:04}.parquet"),
-}
+  return make_small()
 
 
 def assert_equal(dataset, small):
@@ -426,22 +322,25 @@ def images_column(encoded):
 @pytest.mark.parametrize(
   "content, message",
   [
-    (pa.table({"img": [1], "fine_label": [0]}), "columns are .*expected 'img' or"),
-    (pa.table({"picture": [1], "label": [0]}), "columns are .*expected 'img' or"),
+    (pa.table({"img": [1], "fine_label": [0]}), "columns are .*expected one"),
+    (pa.table({"picture": [1], "label": [0]}), "columns are .*expected one"),
     (images_column([encode(ONE_IMAGE, "PNG")]), "'img' is binary, expected struct"),
     (images_column([{"path": "x"}]), "'img' is struct.*expected struct"),
     (table([ONE_IMAGE], [0]).set_column(1, "label", [["cat"]]), "labels are missing"),
     (
-      table([ONE_IMAGE], [0]).set_column(1, "label", pa.array([None], pa.int64())),
-      "labels are missing",
+      table([ONE_IMAGE] * 20, [0] * 20).set_column(
+        1, "label", pa.array([0] * 19 + [None], pa.int64())
+      ),
+      r"labels are missing \(1 of them\)",
     ),
-    (images_column([{"bytes": None}] * 20), "neither PNG nor WebP"),
+    (images_column([{"bytes": None}] * 20), "'img' is struct<bytes: null>, expected"),
+    (images_column([{"bytes": None}] * 19 + [{"bytes": b""}]), "neither PNG nor WebP"),
     (images_column([{"bytes": encode(ONE_IMAGE, "JPEG")}] * 20), "neither PNG nor"),
     (
       images_column([{"bytes": halve(encode(ONE_IMAGE, "PNG"))}] * 20),
       "image 0: neither PNG nor WebP, or damaged",
     ),
-    (table([ONE_IMAGE[1:]] * 20, [0] * 20), r"shape \(31, 32, 3\), expected"),
+    (table([ONE_IMAGE[1:]] * 20, [0] * 20), "has 32 x 31 pixels, expected 32 x 32"),
   ],
 )
 def test_shard_of_something_else(content, message, small, tmp_path):
@@ -457,10 +356,10 @@ def test_shard_of_something_else(content, message, small, tmp_path):
 def test_decodes_shards_only_once(small, tmp_path, monkeypatch):
   folder = write_parquet(tmp_path, small)
   load_small(tmp_path)
-  monkeypatch.setattr(cifar_parquet, "_decode", None)
-  assert_equal(load_small(tmp_path), small)
   with pytest.raises(DataError, match="80 train images in its shards, expected 50,000"):
     load("cifar10", tmp_path)
+  monkeypatch.setattr(cifar10, "_decode_shards", None)
+  assert_equal(load_small(tmp_path), small)
   os.utime(folder / "test-00000-of-00001.parquet", ns=(0, 0))
   with pytest.raises(TypeError):  # changed, so decoded again
     load_small(tmp_path)

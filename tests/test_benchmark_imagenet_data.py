@@ -16,7 +16,7 @@ from imagenet_cases import (
   write_shard,
 )
 
-from benchmarks.data import DataError, image_parquet, image_stream, imagenet
+from benchmarks.data import DataError, image_stream, imagenet
 from benchmarks.data.image_crops import (
   AREAS,
   RATIOS,
@@ -70,7 +70,7 @@ def test_images_are_read_in_any_order(tmp_path):
 
 
 def test_images_are_read_by_several_threads_at_once(tmp_path, monkeypatch):
-  monkeypatch.setattr(image_parquet, "MAX_KEPT", 1)  # so that all is read anew
+  monkeypatch.setattr(imagenet, "MAX_KEPT", 1)  # so that all is read anew
   files = find_images("imagenette", write_parquet(tmp_path))
   expected = [encoded for _, encoded, _ in make_images("train")]
 
@@ -434,13 +434,13 @@ def test_an_epoch_reads_hardly_any_row_group_twice(tmp_path, monkeypatch):
   kept = [source.read(np.array([start])) and None for start in source.bounds[:-1]]
   sizes = [column.nbytes for column in source._kept.values()]
   assert len(sizes) == len(kept) == 6
-  monkeypatch.setattr(image_parquet, "MAX_KEPT", 4 * max(sizes))
+  monkeypatch.setattr(imagenet, "MAX_KEPT", 4 * max(sizes))
   source._open_none()
   reads, read = [], source._read_group
 
-  def count(group, field):
+  def count(group):
     reads.append(group)
-    return read(group, field)
+    return read(group)
 
   monkeypatch.setattr(source, "_read_group", count)
   batches = train_batches(part, batch_size=4)
@@ -454,7 +454,7 @@ def test_an_epoch_reads_hardly_any_row_group_twice(tmp_path, monkeypatch):
 def test_the_groups_of_a_window_of_imagenet_fit_in_memory():
   # 1,281,167 images in 147.9 GB, in groups of about 100: two stick out of a window.
   size = 147.9e9 / 1_281_167
-  assert (image_stream.WINDOW + 2 * 100) * size < image_parquet.MAX_KEPT
+  assert (image_stream.WINDOW + 2 * 100) * size < imagenet.MAX_KEPT
 
 
 @pytest.mark.parametrize("width, height", [(500, 375), (64, 64), (20, 300)])

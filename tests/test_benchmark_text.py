@@ -278,7 +278,7 @@ def test_every_preset_is_made_of_valid_experiments():
     ({"length": 0}, "--length must be at least 1, got 0"),
     ({"num_test": 1}, "--num-test must be at least 2, got 1"),
     ({"num_test": 93}, "--num-test must be at most 92, got 93"),
-    ({"seed": -1}, "--seed must not be negative"),
+    ({"seed": -1}, "--seed must be from 0 to 4294967295, got -1"),
     ({"dropout": 1.0}, r"--dropout must be in \[0, 1\), got 1.0"),
     ({"clip": 0.0}, "--clip must be positive"),
     ({"optimizer": "sgd"}, "--rate must be positive for --optimizer sgd, got None"),

@@ -305,6 +305,106 @@ def test_collapse_twice_is_collapse_once():
   assert alrao.log_weights(twice[1]).tolist() == alrao.log_weights(once[1]).tolist()
 
 
+# Of equal heads, of a clear winner and of two heads far apart.
+OBSERVED = ([0.0] * N, [-3.0, -2.5, 0.0, -2.0, -3.0], [0.0, -9.0, -9.0, -9.0, -0.1])
+
+
+def observe(optimizer, params, opt_state, observed, steps=1):
+  """Steps that see these log-likelihoods; the parameters stay."""
+  grads = jax.tree.map(jnp.ones_like, params)
+
+  @jax.jit
+  def run(opt_state):
+    step = lambda _, state: optimizer.update(  # noqa: E731
+      grads, state, params, head_log_likelihoods=observed
+    )[1]
+    return jax.lax.fori_loop(0, steps, step, opt_state)
+
+  return run(opt_state)
+
+
+def body_rates(opt_state, params):
+  rates = alrao.unit_rates(find_rates(opt_state), params)
+  return np.concatenate([np.ravel(rates["dense"]["bias"]), rates["norm"]["scale"]])
+
+
+def saved_and_restored(tree):
+  """Through bytes, as checkpoints go."""
+  leaves, treedef = jax.tree.flatten(tree)
+  leaves = [np.frombuffer(x.tobytes(), x.dtype).reshape(x.shape) for x in leaves]
+  return jax.tree.unflatten(treedef, [jnp.asarray(x) for x in leaves])
+
+
+@pytest.mark.parametrize("observed", OBSERVED, ids=["equal", "winner", "apart"])
+def test_collapse_moves_no_rate_that_follows_the_posterior(observed):
+  optimizer = alrao.schedule_free_alrao(KEY)
+  params = make_params()
+  opt_state = observe(
+    optimizer, params, optimizer.init(params), jnp.array(observed), steps=20
+  )
+  rates = body_rates(opt_state, params)
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=0)
+  for keep in (1, 2, (0, 4), 4):
+    fewer, fewer_state = alrao.collapse(optimizer, params, opt_state, keep)
+    close(body_rates(fewer_state, fewer), rates)
+    fewer_state = saved_and_restored(fewer_state)
+    num_heads = fewer["out"]["alrao_heads"]["bias"].shape[0]
+    equal = jnp.zeros(num_heads)
+    fewer_state = observe(optimizer, fewer, fewer_state, equal)
+    close(body_rates(fewer_state, fewer), rates)
+    if keep == 4:  # a second time, right after
+      fewer, fewer_state = alrao.collapse(optimizer, fewer, fewer_state, 2)
+      fewer_state = observe(optimizer, fewer, fewer_state, jnp.zeros(2))
+      close(body_rates(fewer_state, fewer), rates)
+
+
+def test_with_one_head_rates_stand_and_with_several_they_follow():
+  optimizer = alrao.schedule_free_alrao(KEY)
+  params = make_params()
+  observed = jnp.array(OBSERVED[1])
+  opt_state = observe(optimizer, params, optimizer.init(params), observed, steps=20)
+  rates = body_rates(opt_state, params)
+  one, state = alrao.collapse(optimizer, params, opt_state, 1)
+  state = observe(optimizer, one, state, jnp.zeros(1), steps=30)
+  np.testing.assert_allclose(body_rates(state, one), rates, rtol=1e-6)
+  few, state = alrao.collapse(optimizer, params, opt_state, (2, 3, 4))
+  state = observe(optimizer, few, state, jnp.array([-3.0, -3.0, 0.0]), steps=30)
+  # Quantiles 1/2 to 1: half of the interval's three decades, less what is left of it.
+  moved = np.log10(body_rates(state, few) / rates)
+  assert (moved > 1.0).all() and (moved < 1.5).all()
+
+
+def test_rates_stay_in_their_interval_and_order_after_any_collapse():
+  optimizer = alrao.schedule_free_alrao(KEY, 1e-4, 1e-1, narrowest=0.2)
+  params = make_params()
+  opt_state = observe(
+    optimizer, params, optimizer.init(params), jnp.array(OBSERVED[1]), steps=20
+  )
+  few, state = alrao.collapse(optimizer, params, opt_state, (0, 4))  # as far as can be
+  for observed in ([0.0, -5.0], [-5.0, 0.0]):
+    state = observe(optimizer, few, state, jnp.array(observed), steps=20)
+    low, high = find_rates(state).unit_distribution
+    assert 1e-4 <= low * (1 + 1e-6) < high <= 1e-1 * (1 + 1e-6)
+    # A fifth of three decades at least, to rounding.
+    assert np.log10(high / low) > 0.6 * (1 - 1e-3)
+
+
+def test_injected_bounds_move_rates_after_a_collapse_too():
+  make = optax.inject_hyperparams(alrao.schedule_free_alrao, static_args=("key",))
+  optimizer = make(KEY, 1e-4, max_learning_rate=1e-1)
+  params = make_params()
+  opt_state = observe(
+    optimizer, params, optimizer.init(params), jnp.array(OBSERVED[1]), steps=5
+  )
+  one, state = alrao.collapse(optimizer, params, opt_state, 1)
+  before = find_rates(state).unit_distribution
+  state.hyperparams["max_learning_rate"] = jnp.asarray(0.05, jnp.float32)
+  state = observe(optimizer, one, state, jnp.zeros(1))
+  after = find_rates(state).unit_distribution
+  np.testing.assert_allclose(after.max_learning_rate, before.max_learning_rate / 2)
+  np.testing.assert_allclose(after.min_learning_rate, before.min_learning_rate)
+
+
 @functools.cache
 def two_layers():
   layer = {"alrao_heads": {"kernel": jnp.ones((N, 7, 3))}}
@@ -429,7 +529,7 @@ def test_parameters_without_heads_are_an_error():
 def test_a_state_of_other_parameters_is_an_error():
   optimizer, params, opt_state = trained("momentum")
   wider = {**params, "dense": {"kernel": jnp.ones((4, 8)), "bias": jnp.ones(8)}}
-  with pytest.raises(ValueError, match=r"got '1/trace/dense/bias' of shape \(7,\)"):
+  with pytest.raises(ValueError, match=r"got '1/0/trace/dense/bias' of shape \(7,\)"):
     alrao.collapse(optimizer, wider, opt_state)
   renamed = {**params, "norm": params["dense"], "dense": params["norm"]}
   with pytest.raises(ValueError, match="must be the optimizer's state"):

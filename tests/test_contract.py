@@ -10,6 +10,7 @@ import pytest
 
 import alrao_jax as alrao
 from alrao_jax._rates import find_rates
+from alrao_jax._tree import find_state
 
 
 @pytest.fixture(autouse=True)
@@ -202,7 +203,7 @@ def test_the_state_can_be_donated(name):
   params, grads = make_params(), make_grads()
   expected = step(grads, optimizer.init(params), params)
   state = optimizer.init(params)
-  posterior = alrao._tree.find_state(state, alrao.TrackHeadsState, "").averaging
+  posterior = find_state(state, alrao.TrackHeadsState, "").averaging
   rates = find_rates(state).quantiles
   result = step(grads, state, params)
   assert_trees_equal(result, expected)

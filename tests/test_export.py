@@ -367,3 +367,118 @@ def test_a_name_both_in_a_head_and_beside_it_is_an_error():
   params = {"alrao_heads": {"kernel": jnp.ones((2, 3))}, "kernel": jnp.ones(3)}
   with pytest.raises(ValueError, match=r"\['kernel'\] both in a head and beside"):
     alrao.export(params, head=0)
+
+
+def trained_schedule_free():
+  params = {
+    "hidden": {"kernel": jnp.ones((2, 4))},
+    "out": {"alrao_heads": {"kernel": jnp.arange(24.0).reshape(N, 3, 2)}},
+  }
+  optimizer = alrao.schedule_free_alrao(KEY)
+  updates, state = jax.jit(optimizer.update)(
+    params, optimizer.init(params), params, head_log_likelihoods=LOG_LIKELIHOODS
+  )
+  updates, state = jax.jit(optimizer.update)(  # after one step, both are still equal
+    params, state, params, head_log_likelihoods=LOG_LIKELIHOODS
+  )
+  return jax.tree.map(jnp.add, params, updates), state
+
+
+def test_parameters_that_are_not_the_average_are_refused():
+  params, state = trained_schedule_free()
+  write = r"Write export\(eval_params\(opt_state, params\), opt_state\).*head=..."
+  with pytest.raises(ValueError, match=write):
+    alrao.export(params, state)
+  variables = {"params": params, "batch_stats": {"hidden": {"mean": jnp.ones(4)}}}
+  with pytest.raises(ValueError, match=write):
+    alrao.export(variables, state)
+  averages = alrao.eval_params(state, params)
+  exported = alrao.export(averages, state)
+  assert_trees_equal(exported, alrao.export(averages, head=BEST))
+  # What was not trained is not compared.
+  alrao.export(alrao.eval_params(state, variables), state)
+  # Parameters of another step, say with the best validation loss.
+  alrao.export(params, head=BEST)
+
+
+def test_the_average_can_not_be_compared_when_traced():
+  params, state = trained_schedule_free()
+  averages = alrao.eval_params(state, params)
+  with pytest.raises(
+    ValueError, match=r"Write export\(eval_params.*outside of jax.jit"
+  ):
+    jax.jit(alrao.export)(averages, state)
+
+
+def test_the_average_in_half_precision_is_exported():
+  params = {"out": {"alrao_heads": {"kernel": jnp.ones((N, 3, 2), jnp.bfloat16)}}}
+  optimizer = alrao.schedule_free_alrao(KEY)
+  _, state = jax.jit(optimizer.update)(
+    params, optimizer.init(params), params, head_log_likelihoods=LOG_LIKELIHOODS
+  )
+  exported = alrao.export(alrao.eval_params(state, params), state)
+  assert exported["out"]["kernel"].dtype == jnp.bfloat16
+
+
+@pytest.fixture(scope="module")
+def nnx_trained():
+  model = NnxNet(nnx.Rngs(0), N)
+  optimizer = nnx.Optimizer(model, alrao.schedule_free_alrao(KEY), wrt=nnx.Param)
+
+  @nnx.jit
+  def step(model, optimizer):
+    log_weights = alrao.log_weights(optimizer.opt_state)
+
+    def loss_fn(model):
+      return alrao.classification_loss(model(X), jnp.zeros(len(X), int), log_weights)
+
+    grads, info = nnx.grad(loss_fn, has_aux=True)(model)
+    optimizer.update(model, grads, head_log_likelihoods=info.head_log_likelihoods)
+
+  for _ in range(2):
+    step(model, optimizer)
+  return model, optimizer
+
+
+def test_nnx_export_needs_the_averaged_model(nnx_trained):
+  model, optimizer = nnx_trained
+  write = r"Write export\(eval_params\(opt_state, params\), opt_state\)"
+  with pytest.raises(ValueError, match=write):
+    alrao.nnx.export(model, optimizer.opt_state)
+  averaged = alrao.eval_params(optimizer.opt_state, model)
+  exported = alrao.nnx.export(averaged, optimizer.opt_state)
+  state = alrao.eval_params(optimizer.opt_state, nnx.state(model))
+  chosen = alrao.export(state, optimizer.opt_state)
+  expected = NnxNet(nnx.Rngs(1))
+  nnx.update(expected, chosen)
+  assert_trees_equal(*(nnx.state(m, nnx.Param) for m in (exported, expected)))
+
+
+def test_nnx_eval_params_leave_the_model_and_batch_statistics_alone(nnx_trained):
+  model, optimizer = nnx_trained
+  before = jax.tree.map(jnp.copy, nnx.state(model, nnx.Param))
+  averaged = alrao.eval_params(optimizer.opt_state, model)
+  assert isinstance(averaged, NnxNet)
+  assert_trees_equal(
+    nnx.state(averaged, nnx.BatchStat), nnx.state(model, nnx.BatchStat)
+  )
+  assert_trees_equal(nnx.state(model, nnx.Param), before)
+  average = optimizer.opt_state.average["body"]["kernel"][...]
+  np.testing.assert_array_equal(averaged.body.kernel[...], average)
+  assert not np.array_equal(average, model.body.kernel[...])
+
+
+def test_nnx_layers_in_two_places_are_averaged_in_both():
+  class Twice(nnx.Module):
+    def __init__(self, rngs):
+      self.first = nnx.Linear(5, 5, rngs=rngs)
+      self.second = self.first
+      self.out = linear_heads(rngs)
+
+  model = Twice(nnx.Rngs(0))
+  optimizer = nnx.Optimizer(model, alrao.schedule_free_alrao(KEY), wrt=nnx.Param)
+  average = optimizer.opt_state.average["first"]["kernel"]
+  average.set_value(average.get_value() + 1)
+  averaged = alrao.eval_params(optimizer.opt_state, model)
+  for layer in (averaged.first, averaged.second):
+    np.testing.assert_array_equal(layer.kernel[...], average[...])

@@ -218,6 +218,173 @@ def test_eval_params_are_found_inside_wrappers():
   jax.tree.map(np.testing.assert_array_equal, alrao.eval_params(state, params), params)
 
 
+HALF = [jnp.bfloat16, jnp.float16]
+one_weight = lambda dtype: {  # noqa: E731
+  "body": {"kernel": jnp.ones((1, 1), dtype)},
+  "out": {"alrao_heads": {"kernel": jnp.ones((N, 1, 1), dtype)}},
+}
+
+
+def descend(optimizer, params, gradient, steps):
+  """Steps with one gradient for all entries."""
+  grads = jax.tree.map(lambda p: jnp.full_like(p, gradient), params)
+
+  @jax.jit
+  def run(params, state):
+    def step(_, carry):
+      params, state = carry
+      updates, state = optimizer.update(
+        grads, state, params, head_log_likelihoods=jnp.zeros(N)
+      )
+      return optax.apply_updates(params, updates), state
+
+    return jax.lax.fori_loop(0, steps, step, (params, state))
+
+  return run(params, optimizer.init(params))
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_half_precision_keeps_the_small_steps(dtype):
+  optimizer = alrao.schedule_free_alrao(KEY, 1e-4, 1e-4)
+  expected, expected_state = descend(optimizer, one_weight(jnp.float32), 0.1, 3000)
+  params, state = descend(optimizer, one_weight(dtype), 0.1, 3000)
+  assert expected["body"]["kernel"] < 0.8
+  wide = lambda tree: jax.tree.map(lambda x: x.astype(jnp.float32), tree)  # noqa: E731
+  # The average to 1 %, the parameters to their own rounding.
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=0.01),
+    wide(alrao.eval_params(state, params)),
+    alrao.eval_params(expected_state, expected),
+  )
+  rtol = float(jnp.finfo(dtype).eps)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol), wide(params), expected
+  )
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_half_precision_holds_two_copies_in_float32(dtype):
+  state = alrao.schedule_free_alrao(KEY).init(one_weight(dtype))
+  for tree in state.average:
+    assert {x.dtype for x in jax.tree.leaves(tree)} == {jnp.dtype("float32")}
+  wide = alrao.schedule_free_alrao(KEY).init(one_weight(jnp.float32))
+  assert len(jax.tree.leaves(state)) == len(jax.tree.leaves(wide)) + 2
+
+
+def test_float16_stays_in_its_range():
+  optimizer = alrao.schedule_free_alrao(KEY, 1e3, 1e3)
+  params, state = descend(optimizer, one_weight(jnp.float16), 1.0, 300)
+  averages = alrao.eval_params(state, params)
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves((params, averages, state)))
+  assert abs(averages["body"]["kernel"]) > 1e4
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_half_precision_goes_on_after_collapse_and_inside_multi_steps(dtype):
+  optimizer = optax.MultiSteps(alrao.schedule_free_alrao(KEY, 1e-3, 1e-3), 2)
+  with jax.numpy_dtype_promotion("standard"):  # MultiSteps' own mean
+    params, state = descend(optimizer, one_weight(dtype), 0.1, 100)
+    params, state = alrao.collapse(optimizer, params, state, (1,))
+    grads = jax.tree.map(lambda p: jnp.full_like(p, 0.1), params)
+    before = alrao.eval_params(state, params)["body"]["kernel"]
+    step = jax.jit(optimizer.update)
+    for _ in range(60):
+      updates, state = step(grads, state, params, head_log_likelihoods=jnp.zeros(1))
+      params = optax.apply_updates(params, updates)
+  assert alrao.eval_params(state, params)["body"]["kernel"] < before
+  assert types_of(state) == types_of(jax.eval_shape(optimizer.init, params))
+
+
+def types_of(tree):
+  return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+
+
+def test_decay_that_half_precision_rounds_to_one_still_averages():
+  make = optax.inject_hyperparams(alrao.schedule_free_alrao, static_args=("key",))
+  with jax.numpy_dtype_promotion("standard"):
+    params, state = descend(make(KEY, 1e-3, 1e-3), one_weight(jnp.bfloat16), 0.1, 100)
+  expected, _ = descend(
+    alrao.schedule_free_alrao(KEY, 1e-3, 1e-3), one_weight(jnp.float32), 0.1, 100
+  )
+  np.testing.assert_allclose(
+    params["body"]["kernel"].astype(jnp.float32), expected["body"]["kernel"], rtol=0.01
+  )
+
+
+def test_eval_params_outlive_the_state_and_the_parameters():
+  optimizer = alrao.schedule_free_alrao(KEY)
+  params = make_params()
+  state = optimizer.init(params)
+  evaluated = alrao.eval_params(state, params)
+  step = jax.jit(
+    lambda p, s: optimizer.update(p, s, p, head_log_likelihoods=LOG_LIKELIHOODS),
+    donate_argnums=(0, 1),
+  )
+  expected = jax.tree.map(np.array, params)
+  step(params, state)
+  jax.tree.map(np.testing.assert_array_equal, evaluated, expected)
+
+
+def is_trained(params):
+  return {name: name == "out" for name in params}
+
+
+@pytest.mark.parametrize("kind", ["partition", "masked"])
+def test_eval_params_are_the_parameters_where_nothing_is_trained(kind):
+  inner, params = alrao.schedule_free_alrao(KEY), make_params()
+  if kind == "partition":
+    labels = {"hidden": "frozen", "out": "trained"}
+    optimizer = optax.partition(
+      {"trained": inner, "frozen": optax.set_to_zero()}, labels
+    )
+  else:
+    optimizer = optax.masked(inner, is_trained(params))
+  state = optimizer.init(params)
+  updates, state = jax.jit(optimizer.update)(
+    gradient(params, 0), state, params, head_log_likelihoods=LOG_LIKELIHOODS
+  )
+  moved = jax.tree.map(lambda p: p + 1, params)
+  averages = alrao.eval_params(state, moved)
+  jax.tree.map(np.testing.assert_array_equal, averages["hidden"], moved["hidden"])
+  assert not np.array_equal(
+    averages["out"]["alrao_heads"]["bias"], moved["out"]["alrao_heads"]["bias"]
+  )
+
+
+def test_eval_params_of_linens_variables_leave_batch_statistics_alone():
+  params, state = train(alrao.schedule_free_alrao(KEY), 3)
+  variables = {"params": params, "batch_stats": {"hidden": {"mean": jnp.ones(6)}}}
+  found = alrao.eval_params(state, variables)
+  jax.tree.map(
+    np.testing.assert_array_equal, found["params"], alrao.eval_params(state, params)
+  )
+  np.testing.assert_array_equal(found["batch_stats"]["hidden"]["mean"], np.ones(6))
+
+
+def test_eval_params_of_other_parameters_say_what_to_pass():
+  params, state = train(alrao.schedule_free_alrao(KEY), 1)
+  with pytest.raises(ValueError, match="nothing of shape .3, 6. at 'hidden/kernel'"):
+    alrao.eval_params(state, {**params, "hidden": {"bias": jnp.ones(6)}})
+  with pytest.raises(ValueError, match="Pass the parameters that the optimizer's"):
+    alrao.eval_params(state, {"model": params})
+
+
+def test_without_heads_the_rates_stay_and_no_log_likelihoods_are_needed():
+  params = {"hidden": make_params()["hidden"]}
+  optimizer = alrao.schedule_free_alrao(KEY, 1e-3, 1e-1, heads=None)
+  state = optimizer.init(params)
+  rates = alrao.unit_rates(state, params)
+  updates, state = jax.jit(optimizer.update)(params, state, params)
+  jax.tree.map(np.testing.assert_array_equal, alrao.unit_rates(state, params), rates)
+  # The first step is that of normalised gradients: z moves by the rate, and x too.
+  jax.tree.map(
+    lambda u, r, p: np.testing.assert_allclose(u, -r * np.sign(p), rtol=1e-4),
+    updates,
+    rates,
+    params,
+  )
+
+
 @pytest.mark.parametrize(
   ("arguments", "text"),
   [

@@ -12,7 +12,7 @@ from benchmarks.arena import runs
 from benchmarks.arena.methods import METHODS
 from benchmarks.arena.table import tables
 from benchmarks.arena.tasks import TASKS
-from benchmarks.planning import refuse
+from benchmarks.planning import check_seeds, refuse
 from benchmarks.progress import Display
 
 OUT = Path("benchmarks/arena/results")
@@ -48,8 +48,7 @@ class Run:
       for one in given:
         if one not in known:
           refuse(name, f"must be some of {', '.join(known)}", one)
-    if self.seeds < 1:
-      refuse("seeds", "must be at least 1", self.seeds)
+    check_seeds(self.seeds)
     display = Display()
     for name in self.tasks:
       task = TASKS[name]

@@ -1,17 +1,21 @@
 """The data of the short tasks: real, small, and always the same."""
 
-import io
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from benchmarks import data
 from benchmarks.arena.problem import Data, Part
 from benchmarks.data import DataError
-from benchmarks.data.cache import cached
+from benchmarks.data.cache import Arrays, cached
 from benchmarks.data.dataset import check_labels, resolve_data_dir
+from benchmarks.data.image_crops import decode
+from benchmarks.data.imagenet import MAX_GROUP_BYTES
+from benchmarks.data.parquet import Shard
 from benchmarks.data.text import UNKNOWN, load_text
 
+MAX_IMAGES = 4 * 13_394  # four times Imagenette's
 NUM_TRAIN, NUM_VALIDATION, NUM_TEST = 10_000, 2_000, 2_000
 
 
@@ -49,6 +53,7 @@ def imagenette(data_dir: Path | None) -> Data:
       for split, found in zip(("train", "test"), paths, strict=True)
       for name, array in _decode(found)._asdict().items()
     },
+    _check,
   )
   train = Part(arrays["train_inputs"], arrays["train_targets"])
   test = Part(arrays["test_inputs"], arrays["test_targets"])
@@ -60,21 +65,38 @@ def imagenette(data_dir: Path | None) -> Data:
 
 
 def _decode(paths: list[Path]) -> Part:
-  import pyarrow.parquet as pq
-  from PIL import Image
+  shards = [Shard(path) for path in paths]
+  count = sum(shard.num_rows for shard in shards)
+  if not NUM_TEST <= count <= MAX_IMAGES:
+    raise DataError(
+      f"{paths[0]}: {count:,} images in it and those beside it, expected from "
+      f"{NUM_TEST:,} to {MAX_IMAGES:,}; incomplete, or another data set."
+    )
+  labels = np.concatenate([shard.labels(num_classes=10) for shard in shards])
+  images = np.empty((count, 32, 32, 3), np.uint8)
+  position = 0
+  for shard in shards:
+    first = position
+    for group in range(len(shard.sizes)):
+      for encoded in shard.images(group, MAX_GROUP_BYTES):
+        image = decode(encoded.as_py())
+        if image is None:
+          raise DataError(
+            f"{shard.path}: image {position - first}: damaged, or neither JPEG, PNG "
+            "nor WebP; get it anew."
+          )
+        images[position] = np.asarray(image.resize((32, 32), Image.Resampling.BOX))
+        position += 1
+  return Part(images, labels)
 
-  images, labels = [], []
-  for path in paths:
-    try:
-      table = pq.read_table(path)
-      for encoded in table.column("image").combine_chunks().field("bytes").to_pylist():
-        with Image.open(io.BytesIO(encoded)) as image:
-          small = image.convert("RGB").resize((32, 32), Image.Resampling.BOX)
-          images.append(np.asarray(small))
-    except (OSError, KeyError, ValueError) as error:
-      raise DataError(f"{path}: damaged, or not images ({error}).") from error
-    labels.append(check_labels(path, table.column("label").to_numpy(), 10))
-  return Part(np.stack(images), np.concatenate(labels))
+
+def _check(arrays: Arrays) -> None:
+  """Raises an error unless `arrays` are what `imagenette` decodes."""
+  for split in ("train", "test"):
+    images, labels = arrays[f"{split}_inputs"], arrays[f"{split}_targets"]
+    if images.dtype != np.uint8 or images.shape != (len(labels), 32, 32, 3):
+      raise DataError("images of another type or shape")
+    check_labels(split, labels, 10)
 
 
 def characters(length: int, data_dir: Path | None) -> Data:

@@ -4,12 +4,13 @@ import hashlib
 import os
 import tempfile
 import warnings
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from benchmarks.data.files import check_file, reason
 
 Arrays = dict[str, np.ndarray]
 
@@ -21,36 +22,69 @@ def cache_dir() -> Path:
   return Path(os.environ.get("ALRAO_CACHE_DIR") or pooch.os_cache("alrao-jax"))
 
 
-def cached(sources: Sequence[Path], decode: Callable[[], Arrays]) -> Arrays:
+def cached(
+  sources: Sequence[Path],
+  decode: Callable[[], Arrays],
+  check: Callable[[Arrays], Any] = lambda arrays: None,
+) -> Arrays:
   """Returns ``decode()``, from disk if `sources` are what they were when it was kept.
 
   There is one file for each set of sources. It is written aside and renamed, so that a
-  process killed half-way leaves none; one that cannot be read is replaced.
+  process killed half-way leaves none; one that is damaged is replaced.
 
   Args:
     sources: The files that `decode` reads, compared by size and time of change.
     decode: Function without arguments that returns arrays by name.
+    check: Raises an error of any kind where arrays are not what `decode` returns:
+      their names, shapes, dtypes, ranges. Checksums tell bytes that have changed on
+      the disk, but not what another version or program has put there.
 
   Returns:
     The arrays.
+
+  Raises:
+    DataError: A source cannot be read.
   """
+  for path in sources:
+    check_file(path)
   stats = [path.stat() for path in sources]
   fingerprint = np.array([(stat.st_size, stat.st_mtime_ns) for stat in stats])
   names = "\n".join(str(path.resolve()) for path in sources)
-  kept = cache_dir() / f"{hashlib.sha256(names.encode()).hexdigest()[:16]}.npz"
+  digest = hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()
+  kept = cache_dir() / f"{digest[:16]}.npz"
+  arrays = _read(kept, fingerprint, check)
+  if arrays is None:
+    arrays = decode()
+    _keep(kept, {**arrays, "fingerprint": fingerprint})
+  return arrays
+
+
+def _read(
+  kept: Path, fingerprint: np.ndarray, check: Callable[[Arrays], Any]
+) -> Arrays | None:
+  """What is kept; None if there is nothing yet, or it is old or damaged."""
   try:
+    check_file(kept)
     with kept.open("rb") as file, np.load(file) as content:
-      if np.array_equal(content["fingerprint"], fingerprint):
-        return {name: content[name] for name in content if name != "fingerprint"}
-  except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
-    pass  # none yet, or a damaged one (zip files carry checksums)
-  arrays = decode()
-  content: dict[str, Any] = {**arrays, "fingerprint": fingerprint}
+      # As they were written: a compressed one could be of any size in memory.
+      if any(entry.compress_type for entry in content.zip.infolist()):
+        return None
+      if not np.array_equal(content["fingerprint"], fingerprint):
+        return None
+      arrays = {name: content[name] for name in content if name != "fingerprint"}
+    check(arrays)
+  except Exception:  # a damaged file, read or checked, can raise anything
+    return None
+  return arrays
+
+
+def _keep(kept: Path, content: dict[str, Any]) -> None:
   try:
     kept.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=kept.parent) as aside:
       np.savez(Path(aside) / kept.name, **content)
       os.replace(Path(aside) / kept.name, kept)
   except OSError as error:
-    warnings.warn(f"could not keep the decoded images: {error}", stacklevel=2)
-  return arrays
+    warnings.warn(
+      f"could not keep the decoded images in {kept}: {reason(error)}", stacklevel=3
+    )

@@ -8,10 +8,31 @@ from typing import NamedTuple
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
+MAX_TEXT = 2_000  # characters that are printed of a text
+
+
+def one_line(text: str) -> str:
+  r"""Returns a text of anyone's making as it can be printed, in one line.
+
+  Args:
+    text: The text: a file's name, another library's error.
+
+  Example:
+    >>> print(one_line("two\nlines\x07"))
+    two lines\x07
+  """
+  line = " ".join(text[:MAX_TEXT].split("\n"))
+  return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 class DataError(ValueError):
-  """Data that is missing, truncated or not what it should be; the text says which."""
+  """Data that is missing, truncated or not what it should be.
+
+  The text, of one line, says which.
+  """
+
+  def __init__(self, text: str):
+    super().__init__(one_line(text))
 
 
 class Split(NamedTuple):
@@ -131,19 +152,31 @@ def resolve_data_dir(data_dir: str | os.PathLike[str] | None = None) -> Path:
   Args:
     data_dir: The folder; by default that in the environment variable
       ``ALRAO_DATA_DIR``, else ``shared/data`` beside the project's folder.
+
+  Raises:
+    DataError: It is in the home folder of a user whom this machine does not know.
   """
   default = os.environ.get("ALRAO_DATA_DIR") or ROOT.parent / "shared" / "data"
-  return Path(data_dir or default).expanduser().absolute()
+  path = Path(data_dir or default)
+  try:
+    return path.expanduser().absolute()
+  except RuntimeError as error:
+    raise DataError(f"{path}: no such user on this machine.") from error
 
 
 def check_labels(where: str | Path, labels: np.ndarray, num_classes: int) -> np.ndarray:
-  """Returns `labels` as int32, or raises `DataError` if one is out of range.
+  """Returns `labels` as int32, or raises `DataError` if they are not classes.
 
   Args:
     where: The file they come from.
     labels: (n,), any integer dtype.
-    num_classes: Number of classes.
+    num_classes: Number of classes: labels are from 0 up to it.
   """
+  if labels.ndim != 1 or labels.dtype.kind not in "iu":
+    raise DataError(
+      f"{where}: labels are of type {labels.dtype} and shape {labels.shape}, expected "
+      "one integer for each image."
+    )
   wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
   if wrong.size:
     raise DataError(

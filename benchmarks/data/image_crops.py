@@ -9,6 +9,13 @@ from PIL import Image
 Box = tuple[float, float, float, float]
 
 KINDS = ("JPEG", "PNG", "WEBP")
+# Of an image that is decoded, 192 MiB in RGB: more than any of ImageNet's has. What a
+# file's first bytes say is compared with it before memory is taken.
+MAX_PIXELS = 2**26
+# Pillow's names of what it reads as bits and bytes, which it turns into RGB by scaling,
+# looking up or subtracting; and as numbers of 16 bits, which it would cut off at 255.
+MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+MODES_16_BIT = ("I;16", "I;16B", "I;16L")
 # Share of the image's area, and ratio of the sides, of a random crop.
 AREAS = (0.08, 1.0)
 RATIOS = (3 / 4, 4 / 3)
@@ -16,16 +23,42 @@ CENTRE = 224 / 256  # of the shorter side, for evaluation
 
 
 def decode(encoded: bytes | None) -> Image.Image | None:
-  """Returns an image in RGB, or None if it is damaged.
+  """Returns an image in RGB, or None if it is damaged, or has over `MAX_PIXELS`.
 
   Args:
     encoded: JPEG, PNG or WebP.
   """
   try:
     with Image.open(io.BytesIO(encoded or b""), formats=KINDS) as image:
-      return image.convert("RGB")
-  except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+      if not 0 < image.width * image.height <= MAX_PIXELS:
+        return None
+      return to_rgb(image)
+  except Exception:  # a damaged image can raise anything
     return None
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+  """Returns an image in RGB, with eight bits a channel.
+
+  Grey is repeated, palettes are looked up, and 16 bits are divided by 256, as pillow
+  does with 16-bit colours. What is said of transparency is left out, as most readers of
+  such data sets do.
+
+  Args:
+    image: As pillow opens it.
+
+  Raises:
+    ValueError: It is of floats, of 32-bit integers or in another colour space.
+  """
+  if image.mode in MODES_16_BIT:
+    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+  if image.mode not in MODES:
+    raise ValueError(f"pixels of mode {image.mode}, expected one of {MODES}")
+  # Or pillow warns that one colour cannot stand for several that are transparent; only
+  # when all is read has all been said.
+  image.load()
+  image.info.pop("transparency", None)
+  return image.convert("RGB")
 
 
 def random_box(rng: np.random.Generator, width: int, height: int) -> Box:

@@ -25,7 +25,7 @@ Crop = Callable[[int, int, int], tuple[Box, bool]]
 
 # Images among which those of shards are mixed: a batch reads all row groups that it has
 # images of, so mixing further costs more reading. Row groups come in random order. A
-# window's groups must fit in `image_parquet.MAX_KEPT`, or every batch reads them anew:
+# window's groups must fit in `imagenet.MAX_KEPT`, or every batch reads them anew:
 # ImageNet's images have 115 kB each, in groups of about 100. Every process that reads
 # keeps its own.
 WINDOW = 2048
@@ -105,8 +105,8 @@ class TrainBatches:
       if not found["is_corrupt"][0]:
         return found
     raise DataError(
-      f"{self._part.source.name(int(indices[0]))}: damaged, or neither JPEG, PNG nor "
-      "WebP, as are all images of its batch; mend or remove them."
+      f"{self._part.source.name(int(indices[0]))}: damaged, too large, or neither "
+      "JPEG, PNG nor WebP, as are all images of its batch; mend or remove them."
     )
 
   def _epoch_order(self, epoch: int) -> np.ndarray:

@@ -1,9 +1,7 @@
 """Texts, as numbered characters or words: Penn Treebank, or any other."""
 
 import dataclasses
-import gzip
 import os
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,11 +10,16 @@ from typing import Literal
 import numpy as np
 
 from benchmarks.data.dataset import DataError, resolve_data_dir
+from benchmarks.data.files import describe_missing, read_file, unzip
 
 Level = Literal["characters", "words"]
 
 PARTS = ("train", "validation", "test")
 PTB_NAMES = ("ptb.train.txt", "ptb.valid.txt", "ptb.test.txt")
+# What is read takes at most four times the memory of Penn Treebank's largest part, or,
+# as a text of one's own, this much, which a billion characters fit in.
+MAX_PTB_BYTES = 4 * 5_101_618
+MAX_BYTES = 2**30
 SEARCH_DEPTH = 3  # simple-examples/data, Mikolov's archive, and one more
 END_OF_LINE = "<eos>"
 UNKNOWN = "<unk>"
@@ -70,15 +73,16 @@ def load_text(
     The text.
 
   Raises:
-    DataError: A file is missing, damaged, empty or not UTF-8, or has a symbol that the
-      training text lacks; the text names it.
+    DataError: A file is missing, damaged, empty, too large or not UTF-8, or has a
+      symbol that the training text lacks; the text names it.
   """
   paths = list(files) or _find_ptb(resolve_data_dir(data_dir))
   if len(paths) not in (1, 3):
     raise DataError(
       f"a text has one file, or three (training, validation, test), got {len(paths)}."
     )
-  symbols = [_symbols(level, path) for path in paths]
+  max_bytes = MAX_BYTES if files else MAX_PTB_BYTES
+  symbols = [_symbols(level, path, max_bytes) for path in paths]
   if len(paths) == 1:
     paths = paths * 3
     tenth = len(symbols[0]) // 10
@@ -107,24 +111,20 @@ _USES = {
 }
 
 
-def _symbols(level: Level, path: Path) -> str | list[str]:
+def _symbols(level: Level, path: Path, max_bytes: int) -> str | list[str]:
   """A text's symbols, each a string."""
-  text = _read(path)
+  text = _read(path, max_bytes)
   if level == "characters":
     return text
   return text.replace("\n", f" {END_OF_LINE} ").split()
 
 
-def _read(path: Path) -> str:
+def _read(path: Path, max_bytes: int) -> str:
+  content = read_file(path, max_bytes, pipe=True)
+  if content.startswith(b"\x1f\x8b"):
+    content = unzip(path, content, max_bytes)
   try:
-    content = path.read_bytes()
-    if content.startswith(b"\x1f\x8b"):
-      content = gzip.decompress(content)
     text = content.decode("utf-8")
-  except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-    raise DataError(f"{path}: damaged ({error}).") from error
-  except OSError as error:
-    raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
   except UnicodeDecodeError as error:
     raise DataError(f"{path}: not UTF-8, at byte {error.start}.") from error
   if not text.strip():
@@ -157,9 +157,7 @@ def _find_ptb(data_dir: Path) -> list[Path]:
   """The first folder with all three files: any mixture of .txt and .txt.gz."""
   for folder in _folders(data_dir):
     found = [
-      next(
-        (path for path in (folder / name, folder / f"{name}.gz") if path.exists()), None
-      )
+      next(filter(os.path.isfile, (folder / name, folder / f"{name}.gz")), None)
       for name in PTB_NAMES
     ]
     paths = [path for path in found if path is not None]
@@ -170,11 +168,10 @@ def _find_ptb(data_dir: Path) -> list[Path]:
       raise DataError(
         f"{folder} has {paths[0].name}, but no {' and no '.join(missing)}."
       )
-  state = "" if data_dir.is_dir() else " (no such folder)"
   raise DataError(
-    f"no Penn Treebank below {data_dir}{state}. Put there {', '.join(PTB_NAMES)} "
-    "(Mikolov's, .gz or not), name another folder (--data-dir, ALRAO_DATA_DIR), or "
-    "train on a text of your own (--train my.txt)."
+    f"no Penn Treebank below {data_dir}{describe_missing(data_dir)}. Put there "
+    f"{', '.join(PTB_NAMES)} (Mikolov's, .gz or not), name another folder (--data-dir, "
+    "ALRAO_DATA_DIR), or train on a text of your own (--train my.txt)."
   )
 
 

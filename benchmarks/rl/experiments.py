@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from benchmarks.engine import Plan
 from benchmarks.optimizers import OPTIMIZERS, OptimizerName
-from benchmarks.planning import check_rate, make_plan, refuse
+from benchmarks.planning import check_rate, check_seed, make_plan, refuse
 from benchmarks.rl.environments import PROTOCOLS, Protocol, make
 from benchmarks.rl.program import DQNProgram
 
@@ -53,8 +53,7 @@ class Experiment:
     for name in ("num_heads", "max_epochs", "num_validation", "num_test"):
       if getattr(self, name) < 1:
         refuse(name, "must be at least 1", getattr(self, name))
-    if self.seed < 0:
-      refuse("seed", "must not be negative", self.seed)
+    check_seed(self.seed)
     if not 0 < self.noise_scale < float("inf"):
       refuse("noise_scale", "must be positive", self.noise_scale)
     num_steps, unit = self.protocol.num_steps, self.max_epochs * self.protocol.num_envs

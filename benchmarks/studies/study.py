@@ -3,7 +3,7 @@
 import functools
 from pathlib import Path
 
-from benchmarks.planning import refuse
+from benchmarks.planning import check_seeds
 from benchmarks.records import Record, conditions_of_all, write_text
 from benchmarks.studies.arms import Images
 
@@ -49,8 +49,7 @@ class Study:
     Raises:
       OptionError: Too few seeds.
     """
-    if self.seeds < 2:
-      refuse("seeds", "must be at least 2, for a spread", self.seeds)
+    check_seeds(self.seeds, at_least=2)  # for a spread
     self.used.clear()
     name = type(self).__name__.lower()
     text = "\n".join([f"# {name}", "", *self.measure(), "", *self._conditions()]) + "\n"
