@@ -26,6 +26,7 @@ from ._guard import Guard as Guard
 from ._guard import GuardUnitsState as GuardUnitsState
 from ._guard import guard as guard
 from ._guard import guard_units as guard_units
+from ._guard import keep_finite as keep_finite
 from ._heads import Leader as Leader
 from ._heads import PerHeadState as PerHeadState
 from ._heads import TrackHeadsState as TrackHeadsState

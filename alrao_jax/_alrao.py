@@ -13,7 +13,7 @@ from ._averaging import Averaging, switch
 from ._guard import Guard, guard_units
 from ._heads import TrackHeadsState, track_heads
 from ._rates import LogUniform, ScaleByUnitRatesState, scale_by_unit_rates
-from ._tree import find_state
+from ._tree import find_state, find_states
 
 
 def alrao(
@@ -164,7 +164,7 @@ def alrao(
     )
   if heads is not None:
     parts.append(track_heads(averaging, heads=heads, names=names))
-  return optax.chain(*parts)
+  return _checks.checked("alrao()", optax.chain(*parts), ScaleByUnitRatesState)
 
 
 def drop_diverged() -> optax.GradientTransformation:
@@ -505,8 +505,8 @@ def schedule_free_alrao(
         "opt_state, params, head_log_likelihoods=...)."
       )
     if heads is not None:
-      found = find_state(state.inner, TrackHeadsState, "track_heads")
-      extra_args["head_log_weights"] = found.log_weights
+      (tracked,) = find_states(state.inner, TrackHeadsState)
+      extra_args["head_log_weights"] = tracked.log_weights
     wide = _widened(params)
     steps, inner = chain.update(_widened(updates), state.inner, wide, **extra_args)
     count = jnp.asarray(optax.safe_increment(state.count))
@@ -515,7 +515,8 @@ def schedule_free_alrao(
     new_state = ScheduleFreeAlraoState(average, count, inner)
     return _with_dtypes_of(updates, moves), new_state
 
-  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+  tx = optax.GradientTransformationExtraArgs(init_fn, update_fn)
+  return _checks.checked(call, tx, ScheduleFreeAlraoState)
 
 
 def _share(count, power, dtype):
@@ -597,6 +598,7 @@ def eval_params(opt_state: Any, params: Any) -> Any:
     >>> alrao.eval_params(opt_state, params)["out"]["alrao_heads"]["kernel"].shape
     (10, 3, 2)
   """
+  _checks.check_tree("eval_params()", params, models=True)
   averages = averages_by_path("eval_params()", opt_state, params)
   given = dict(_tree.flatten_with_paths(params)[0])
   # A layer that stands in two places of a model is trained as the one of them.
@@ -618,7 +620,7 @@ def averages_by_path(call: str, opt_state: Any, params: Any) -> dict[str, Any]:
     ValueError: As :func:`eval_params`.
   """
   kind = ScheduleFreeAlraoState
-  find_state(opt_state, kind, "schedule_free_alrao")  # an error, if there is none
+  find_state(opt_state, kind, "schedule_free_alrao", call)  # an error, if there is none
   nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, kind))
   # As it is in the state, boxes kept: they may be what holds a path.
   (average,) = (node.average for node in nodes if isinstance(node, kind))

@@ -70,6 +70,8 @@ def load_pretrained(
     >>> loaded["out"]["alrao_heads"]["bias"].tolist()
     [[1.0, 2.0], [1.0, 2.0], [1.0, 2.0]]
   """
+  for name, tree in (("params", params), ("pretrained", pretrained)):
+    _checks.check_tree("load_pretrained()", tree, name)
   targets, treedef = flatten_with_paths(params)
   sources = dict(flatten_with_paths(pretrained)[0])
   _check_arrays("params", dict(targets))
@@ -238,6 +240,15 @@ def collapse(
     >>> params["out"]["alrao_heads"]["kernel"].shape
     (1, 3, 2)
   """
+  _checks.check_optimizer("collapse()", optimizer)
+  _checks.check_params("collapse()", params)
+  _checks.check_state("collapse()", opt_state, TrackHeadsState)
+  if hasattr(opt_state, "opt_state"):
+    raise TypeError(
+      "collapse(opt_state=...) must be the optimizer's state alone, got a "
+      f"{type(opt_state).__name__}. Write its .opt_state, or "
+      "alrao_jax.linen.collapse(state), or alrao_jax.nnx.collapse(model, optimizer)."
+    )
   kept = kept_heads(keep, params, opt_state, heads)
   num_heads = _count_heads(params, heads)
   leaves, treedef = jax.tree_util.tree_flatten_with_path(opt_state)
@@ -289,6 +300,7 @@ def take_heads(tree: Any, kept: Sequence[int], *, heads: str = HEADS_REGEX) -> A
     [0.0, 2.0]
   """
   call = "take_heads()"
+  _checks.check_tree(call, tree, "tree")
 
   def take(path, leaf):
     name = path_of(path)
@@ -494,6 +506,7 @@ def export(
     >>> alrao.export(params, head=2)
     {'out': {'bias': Array([3.], dtype=float32)}}
   """
+  _checks.check_tree("export()", params)
   pick = chosen_heads("export()", params, opt_state, head, heads)
 
   def visit(path, leaf):
@@ -535,7 +548,7 @@ def chosen_heads(
   if head is not None:
     return {name: _given(call, head, name, n) for name, n in layers.items()}
   if opt_state is not None:
-    found = find_state(opt_state, TrackHeadsState, "track_heads").log_weights
+    found = find_state(opt_state, TrackHeadsState, "track_heads", call).log_weights
     best = {name: _best(call, found, name, n) for name, n in layers.items()}
     if find_states(opt_state, ScheduleFreeAlraoState):
       _check_averaged(call, params, opt_state)

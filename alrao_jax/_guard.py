@@ -151,6 +151,7 @@ def guard_units(
 
   def update_fn(updates, state, params=None, **extra_args):
     del extra_args
+    _checks.check_state("guard_units().update()", state, GuardUnitsState)
     if params is None:
       raise ValueError(
         "guard_units().update() needs params, to compare updates with: write "
@@ -170,6 +171,76 @@ def guard_units(
     return units.keep(updates, fits), state._replace(trips=trips)
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def keep_finite(new: Any, old: Any) -> Any:
+  """Keeps old statistics, feature by feature, where the new ones are not finite.
+
+  For what a forward pass averages over batches, as batch normalisation does. One batch
+  with NaN or infinities leaves the parameters and the optimizer's state finite, and
+  training goes on; but an average that was NaN once stays so, and with it every
+  evaluation. Write, in linen and in nnx::
+
+    batch_stats = alrao.keep_finite(updated["batch_stats"], batch_stats)
+
+    before = nnx.as_pure(nnx.state(model, nnx.BatchStat))     # before the forward pass
+    nnx.update(model, alrao.keep_finite(nnx.state(model, nnx.BatchStat), before))
+
+  Where an entry is not finite, the entries at its place in all arrays of the same
+  module and shape stay as they were, so that a feature's mean goes with its variance.
+  All other features, and those of other heads, get their new statistics.
+
+  Args:
+    new: Statistics after the forward pass: any tree of arrays.
+    old: Those before it, with the same paths and shapes.
+
+  Returns:
+    A tree like ``new``, boxes kept. Arrays of integers and random keys are those of
+    ``new``.
+
+  Raises:
+    ValueError: Paths or shapes differ; or ``old`` is made of the same ``nnx.Variable``
+      as ``new``, which hold the new values by now.
+
+  Example:
+    >>> import alrao_jax as alrao, jax.numpy as jnp
+    >>> old = {"mean": jnp.zeros(2), "var": jnp.ones(2)}
+    >>> new = {"mean": jnp.array([0.5, 1e30]), "var": jnp.array([2.0, jnp.inf])}
+    >>> alrao.keep_finite(new, old)["mean"].tolist()
+    [0.5, 0.0]
+  """
+  found, treedef = _tree.flatten_with_paths(new)
+  before = dict(_tree.flatten_with_paths(old)[0])
+  shapes = {path: jnp.shape(leaf) for path, leaf in found}
+  if shapes != (others := {path: jnp.shape(leaf) for path, leaf in before.items()}):
+    differ = sorted(path for path, _ in shapes.items() ^ others.items())
+    raise ValueError(
+      "keep_finite(new, old) must be two trees with the same paths and shapes, got "
+      f"different ones for {', '.join(dict.fromkeys(differ))}."
+    )
+  is_variable = lambda node: hasattr(node, "get_value")  # noqa: E731
+  variables = {id(x) for x in jax.tree.leaves(old, is_leaf=is_variable)}
+  for node in filter(is_variable, jax.tree.leaves(new, is_leaf=is_variable)):
+    if id(node) in variables:
+      raise ValueError(
+        "keep_finite(old=...) must hold the values from before the forward pass, got "
+        "the model's own Variables, which have changed with it. Write before = "
+        "nnx.as_pure(nnx.state(model, nnx.BatchStat)) before the pass."
+      )
+
+  broken: dict[Any, jax.Array] = {}
+  module = {path: (path.rpartition("/")[0], shapes[path]) for path in shapes}
+  for path, leaf in found:
+    if jnp.issubdtype(leaf.dtype, jnp.inexact):
+      bad = ~jnp.isfinite(leaf)
+      broken[module[path]] = broken.get(module[path], jnp.zeros_like(bad)) | bad
+
+  def keep(path, leaf):
+    if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+      return leaf
+    return jnp.where(broken[module[path]], before[path].astype(leaf.dtype), leaf)
+
+  return jax.tree.unflatten(treedef, [keep(path, leaf) for path, leaf in found])
 
 
 def _largest(params: Any) -> float:

@@ -40,7 +40,9 @@ def track_heads(
   which every loss of this library returns in its :class:`MixtureInfo`, and moves the
   posterior that :func:`log_weights` reads. A head whose report is not finite gets no
   update, and an update that would make its parameter non-finite becomes zero. With all
-  heads out the posterior stands still, and the body moves by its momentum alone.
+  heads out the posterior stands still, and the body moves by its momentum alone. What
+  the user carries beside the parameters, such as the running averages of BatchNorm,
+  :func:`keep_finite` keeps.
 
   Each call is one observation. Under :class:`optax.MultiSteps`, which averages the
   gradients but not ``head_log_likelihoods``, pass their mean over the micro-batches so
@@ -109,6 +111,7 @@ def track_heads(
 
   def update_fn(updates, state, params=None, *, head_log_likelihoods=None, **extra):
     del extra
+    _checks.check_state("track_heads().update()", state, TrackHeadsState)
     observed = _checked_log_likelihoods(head_log_likelihoods, state.log_weights)
     alive = jax.tree.map(jnp.isfinite, observed)
     if names is None:
@@ -155,7 +158,8 @@ def log_weights(opt_state: Any, name: str | None = None) -> jax.Array:
     >>> jnp.exp(alrao.log_weights(opt_state)).tolist()
     [0.5, 0.5]
   """
-  found = find_state(opt_state, TrackHeadsState, "track_heads").log_weights
+  call = "log_weights()"
+  found = find_state(opt_state, TrackHeadsState, "track_heads", call).log_weights
   if not isinstance(found, Mapping):
     if name is not None:
       raise ValueError(
@@ -320,6 +324,7 @@ def per_head(
     return PerHeadState(body=tx.init(body), heads=init(stacked))
 
   def update_fn(updates, state, params=None, **extra_args):
+    _checks.check_state("per_head().update()", state, PerHeadState)
     body, stacked = split(updates)
     body_params, stacked_params = (None, None) if params is None else split(params)
     body, body_state = tx.update(body, state.body, body_params, **extra_args)
@@ -367,8 +372,9 @@ def best_heads(opt_state: Any, keep: int = 1) -> tuple[int, ...]:
     (1, 2)
   """
   _checks.check_count("best_heads()", "keep", keep)
-  find_state(opt_state, TrackHeadsState, "track_heads")  # an error, if there is none
-  each = list(posteriors("best_heads()", opt_state).values())
+  call = "best_heads()"
+  find_state(opt_state, TrackHeadsState, "track_heads", call)  # an error without one
+  each = list(posteriors(call, opt_state).values())
   if any(isinstance(weights, jax.core.Tracer) for weights in each):
     raise TypeError(
       "best_heads(opt_state) must know the posterior, got traced values: it fixes the "
@@ -432,7 +438,25 @@ def follow_leader(
     >>> int(leader.head), int(leader.steps)
     (1, 2)
   """
-  _checks.check_probability("follow_leader()", "threshold", threshold)
+  call = "follow_leader()"
+  _checks.check_probability(call, "threshold", threshold)
+  if isinstance(log_weights, Mapping):
+    raise ValueError(
+      f"{call[:-1]}log_weights=...) must be those of one MultiHead, got a mapping by "
+      f"{tuple(log_weights)}. Of several MultiHeads, follow each by itself."
+    )
+  if not hasattr(log_weights, "shape") and not _checks.is_concrete(log_weights):
+    raise TypeError(
+      f"{call[:-1]}log_weights=...) must be an array, got a "
+      f"{type(log_weights).__name__}. Write "
+      "follow_leader(alrao_jax.log_weights(opt_state), last)."
+    )
+  if last is not None and not isinstance(last, Leader):
+    raise TypeError(
+      f"{call[:-1]}last=...) must be a Leader, got a value of type "
+      f"{type(last).__name__}. Write alrao_jax.Leader(head, steps) for one that was "
+      "restored without its type, None before the first step."
+    )
   weights = jnp.asarray(log_weights)
   if weights.ndim != 1:
     raise ValueError(
@@ -455,7 +479,7 @@ def posteriors(call: str, opt_state: Any) -> dict[str | None, jax.Array]:
   """
   if not find_states(opt_state, TrackHeadsState):
     return {}
-  found = find_state(opt_state, TrackHeadsState, "track_heads").log_weights
+  found = find_state(opt_state, TrackHeadsState, "track_heads", call).log_weights
   layers: dict[str | None, jax.Array] = (
     dict(found) if isinstance(found, Mapping) else {None: found}
   )

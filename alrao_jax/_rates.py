@@ -340,6 +340,7 @@ def scale_by_unit_rates(
 
   def update_fn(updates, state, params=None, **extra_args):
     del extra_args
+    _checks.check_state(call + ".update()", state, ScaleByUnitRatesState)
     units = unit_map(updates if params is None else params, options)
     units.check(call, state.fingerprint, state.quantiles, state.ladder)
     dtype = state.quantiles.dtype
@@ -398,6 +399,7 @@ def unit_rates(opt_state: Any, params: Any, **options: Any) -> Any:
     >>> print(alrao.unit_rates(opt_state, params)["dense"]["bias"])
     [0.1 0.1]
   """
+  _checks.check_tree("unit_rates()", params)
   state = find_rates(opt_state)
   units = unit_map(params, UnitOptions(**options))
   units.check("unit_rates()", state.fingerprint, state.quantiles, state.ladder)
@@ -439,7 +441,8 @@ def with_unit_rates(opt_state: Any, params: Any, rates: Any, **options: Any) -> 
     >>> opt_state = alrao.with_unit_rates(opt_state, params, halved)
   """
   call = "with_unit_rates()"
-  state = find_rates(opt_state)
+  _checks.check_tree(call, params)
+  state = find_rates(opt_state, call)
   units = unit_map(params, UnitOptions(**options))
   units.check(call, state.fingerprint, state.quantiles, state.ladder)
   if not hasattr(state.unit_distribution, "cdf"):
@@ -469,9 +472,9 @@ def with_unit_rates(opt_state: Any, params: Any, rates: Any, **options: Any) -> 
   )
 
 
-def find_rates(opt_state: Any) -> ScaleByUnitRatesState:
+def find_rates(opt_state: Any, call: str = "unit_rates()") -> ScaleByUnitRatesState:
   """Finds the one state with rates, its leaves as plain arrays."""
-  return find_state(opt_state, ScaleByUnitRatesState, "scale_by_unit_rates")
+  return find_state(opt_state, ScaleByUnitRatesState, "scale_by_unit_rates", call)
 
 
 def _check_written(call, units, wanted, held):

@@ -10,7 +10,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from . import _tree
+from . import _checks, _tree
 from ._averaging import SwitchState
 from ._checks import optional
 from ._guard import GuardUnitsState
@@ -103,7 +103,8 @@ def _read(call, opt_state, params, options):
       f"{call[:-1]}(opt_state[0].inner_states[label], opt_state[1]), part_of_params), "
       "if opt_state[0] is the partition's and opt_state[1] that of track_heads."
     )
-  state = find_state(opt_state, ScaleByUnitRatesState, "scale_by_unit_rates")
+  _checks.check_tree(call, params)
+  state = find_state(opt_state, ScaleByUnitRatesState, "scale_by_unit_rates", call)
   check_one_seed(call, state.quantiles, "num_units")
   units = unit_map(params, options)
   units.check(call, state.fingerprint, state.quantiles, state.ladder)
@@ -212,7 +213,8 @@ def scalars(
   layers = posteriors("scalars()", opt_state)
   rates = find_states(opt_state, ScaleByUnitRatesState)
   if not layers and not rates:
-    find_state(opt_state, ScaleByUnitRatesState, "scale_by_unit_rates")  # its error
+    kind = ScaleByUnitRatesState  # none there: an error
+    find_state(opt_state, kind, "scale_by_unit_rates", "scalars()")
   for name, each in layers.items():
     prefix = "alrao/" if name is None else f"alrao/{name}/"
     weights = jnp.exp(each)
@@ -455,7 +457,7 @@ def report(
     )
     for j in range(len(weights))
   )
-  averaging = find_state(opt_state, TrackHeadsState, "track_heads").averaging
+  averaging = find_state(opt_state, TrackHeadsState, "track_heads", call).averaging
   averaging = averaging if name is None else averaging[name]
   return Report(
     each,

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from . import _convert
+from . import _checks, _convert
 from ._heads import TrackHeadsState
 from ._rates import ScaleByUnitRatesState
 from ._tree import HEADS_REGEX, flatten_with_paths, head_name, path_of
@@ -68,6 +68,8 @@ def head_shardings(
     True
   """
   call = "head_shardings()"
+  _checks.check_optimizer(call, optimizer)
+  _checks.check_params(call, params)
   shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), params)
   num_heads = _count_heads(call, shapes, heads)
   split = _split(call, shapes, mesh, axis, heads)
@@ -121,6 +123,7 @@ def tree_head_shardings(
     >>> alrao.tree_head_shardings(batch_stats, mesh)["norm"]["mean"].spec == jax.P()
     True
   """
+  _checks.check_tree("tree_head_shardings()", tree, "tree")
   return _split("tree_head_shardings()", tree, mesh, axis, heads)
 
 

@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ._checks import check_parameter, check_state
+
 HEADS = "alrao_heads"
 
 
@@ -100,7 +102,7 @@ def head_name(path: str, heads: str | None = HEADS_REGEX) -> str | None:
   return path[:end].removesuffix(HEADS).removesuffix("/")
 
 
-def find_state(opt_state: Any, kind: type, factory: str) -> Any:
+def find_state(opt_state: Any, kind: type, factory: str, call: str = "update()") -> Any:
   """Returns the one ``kind`` in ``opt_state``, its leaves as plain arrays.
 
   Args:
@@ -108,12 +110,16 @@ def find_state(opt_state: Any, kind: type, factory: str) -> Any:
       ``nnx.Optimizer.opt_state``, whose leaves are boxed.
     kind: The type to look for.
     factory: Name of the transformation whose state it is, for the error.
+    call: The call that asks, for the error, such as ``"log_weights()"``.
 
   Raises:
     ValueError: If there is none, or more than one.
+    TypeError: If it is no optimizer's state: see :func:`check_state`.
   """
   nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, kind))
   found = [node for node in nodes if isinstance(node, kind)]
+  if not found:
+    check_state(call, opt_state, kind)
   if len(found) != 1:
     raise ValueError(
       f"The optimizer's state must hold exactly one {kind.__name__}, got "
@@ -152,6 +158,9 @@ def unbox(node: Any) -> Any:
 
 def state_dtype(params: Any) -> Any:
   """Returns float64 if a parameter is float64, float32 for all others."""
+  for path, leaf in flatten_with_paths(params)[0]:
+    if not hasattr(leaf, "dtype"):
+      check_parameter(path, leaf)
   wide = any(leaf.dtype == jnp.float64 for leaf in jax.tree.leaves(params))
   return jnp.float64 if wide else jnp.float32
 

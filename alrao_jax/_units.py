@@ -14,8 +14,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import jax.numpy as jnp
-
+from ._checks import check_parameter, check_tree
 from ._rules import (
   Override,
   Shape,
@@ -122,6 +121,7 @@ def shapes_of(params: Any) -> tuple[tuple[str, Shape], ...]:
   Raises:
     TypeError: A leaf is no array of a floating dtype.
   """
+  check_tree("describe_units()", params)
   return tuple((p, _shape_of(p, leaf)) for p, leaf in flatten_with_paths(params)[0])
 
 
@@ -145,18 +145,7 @@ def read_units(
 
 
 def _shape_of(path: str, leaf: Any) -> Shape:
-  dtype = getattr(leaf, "dtype", None)
-  if dtype is None:
-    raise TypeError(
-      f"Parameters must be arrays, got {leaf!r} for {path!r}. Write jnp.asarray(...)."
-    )
-  if not jnp.issubdtype(dtype, jnp.floating):
-    raise TypeError(
-      f"Parameters must be of a floating dtype, got {path!r} of shape "
-      f"{tuple(leaf.shape)} and dtype {dtype}. Parameters of integer dtype can't be "
-      "trained: keep them out of the tree that the optimizer is given, for instance by "
-      "optax.masked or nnx.Optimizer(..., wrt=nnx.Param)."
-    )
+  check_parameter(path, leaf)
   return tuple(leaf.shape)
 
 

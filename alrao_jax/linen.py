@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -270,8 +271,17 @@ def predict(
     >>> alrao_jax.linen.predict(model, variables, log_weights, jnp.ones((5, 4))).shape
     (5, 3)
   """
+  _check_model("predict", model)
   outputs = model.apply(variables, *args, **kwargs)
   return predict_from(outputs, log_weights, output)
+
+
+def _check_model(call: str, model: Any) -> None:
+  if not isinstance(model, nn.Module):
+    raise TypeError(
+      f"linen.{call}(model=...) must be a linen module, got a {type(model).__name__}. "
+      f"Write alrao_jax.nnx.{call}(...) for a model of nnx."
+    )
 
 
 class TrainState(train_state.TrainState):
@@ -307,25 +317,21 @@ class TrainState(train_state.TrainState):
       head_log_likelihoods: ``info.head_log_likelihoods`` as the loss returned it, shape
         ``(num_heads,)``; a mapping by name for several MultiHeads.
       extra_args: what else ``tx.update`` takes by keyword, such as ``{"value": loss}``.
-      **kwargs: fields to replace, such as ``batch_stats``.
+      **kwargs: fields to replace, such as ``batch_stats=alrao_jax.keep_finite(
+        updated["batch_stats"], state.batch_stats)``.
 
     Returns:
       The new state.
 
     Raises:
-      TypeError: ``tx`` takes no extra arguments.
+      TypeError: ``tx.update`` takes no such arguments.
     """
     extra = dict(extra_args or {})
     if head_log_likelihoods is not None:
       extra["head_log_likelihoods"] = head_log_likelihoods
     if not extra:
       return super().apply_gradients(grads=grads, **kwargs)
-    if not isinstance(self.tx, optax.GradientTransformationExtraArgs):
-      raise TypeError(
-        f"TrainState.apply_gradients() got {sorted(extra)}, which this tx can't take. "
-        "Write tx=alrao_jax.alrao(key), or a chain with alrao_jax.track_heads(); "
-        "wrappers that take no extra arguments, such as optax.lookahead, go inside."
-      )
+    _check_takes(self.tx.update, extra)
     tx = optax.GradientTransformation(
       self.tx.init, functools.partial(self.tx.update, **extra)
     )
@@ -333,6 +339,20 @@ class TrainState(train_state.TrainState):
     return super(TrainState, self.replace(tx=tx)).apply_gradients(
       grads=grads, **{"tx": self.tx, **kwargs}
     )
+
+
+def _check_takes(update: Any, extra: Mapping[str, Any]) -> None:
+  """Refuses an update without these arguments, whatever class it belongs to."""
+  try:
+    inspect.signature(update).bind("updates", "state", "params", **extra)
+  except TypeError:
+    raise TypeError(
+      f"TrainState.apply_gradients() got {sorted(extra)}, which this tx can't take. "
+      "Write tx=alrao_jax.alrao(key), or a chain with alrao_jax.track_heads(); "
+      "wrappers that take no extra arguments, such as optax.lookahead, go inside."
+    ) from None
+  except ValueError:  # it has no signature to look at
+    pass
 
 
 def collapse(
@@ -372,11 +392,7 @@ def collapse(
     >>> state.apply_fn({"params": state.params}, jnp.ones((5, 4))).num_heads
     2
   """
-  others = [
-    field.name
-    for field in dataclasses.fields(state)
-    if field.metadata.get("pytree_node", True) and field.name != "opt_state"
-  ]
+  others = _other_fields("collapse", state)
   for name in others:
     if find_states(getattr(state, name), TrackHeadsState):
       raise ValueError(
@@ -397,6 +413,62 @@ def collapse(
     for name in others
   }
   return state.replace(**sliced, opt_state=opt_state)
+
+
+def export(
+  state: train_state.TrainState, *, head: int | Mapping[str, int] | None = None
+) -> dict[str, Any]:
+  """Returns variables for the same model with an ordinary output layer.
+
+  What ``alrao_jax.export`` does, for ``params`` and for every collection that a
+  subclass adds as a field, such as ``batch_stats``:
+  ``plain_model.apply(export(state), images)`` serves like any model of Flax.
+
+  Args:
+    state: The train state, of Flax or of this library.
+    head: Which head to take, for several MultiHeads also a mapping by name. By default
+      the best by the posterior.
+
+  Returns:
+    The variables, ``{"params": ..., "batch_stats": ...}``.
+
+  Raises:
+    ValueError: As ``alrao_jax.export``.
+    TypeError: As ``alrao_jax.export``; ``state`` is no train state.
+
+  Example:
+    >>> import jax, jax.numpy as jnp, flax.linen as nn, alrao_jax as alrao
+    >>> import alrao_jax.linen
+    >>> model = alrao.linen.MultiHead(nn.Dense(3), num_heads=10)
+    >>> state = alrao.linen.TrainState.create(
+    ...     apply_fn=model.apply, tx=alrao.alrao(jax.random.key(1)),
+    ...     params=model.init(jax.random.key(0), jnp.ones((5, 4)))["params"])
+    >>> nn.Dense(3).apply(alrao.linen.export(state), jnp.ones((5, 4))).shape
+    (5, 3)
+  """
+  others = _other_fields("export", state)
+  variables = {
+    name: value for name in others if isinstance(value := getattr(state, name), Mapping)
+  }
+  # Flax keeps fp8 statistics beside what is trained, all in ``params``.
+  if OVERWRITE_WITH_GRADIENT in variables["params"]:
+    variables |= variables["params"]
+  opt_state = state.opt_state if head is None else None
+  return dict(_convert.export(variables, opt_state, head=head))
+
+
+def _other_fields(call: str, state: Any) -> list[str]:
+  """The names of a train state's fields that hold arrays, but for ``opt_state``."""
+  if not (dataclasses.is_dataclass(state) and hasattr(state, "opt_state")):
+    raise TypeError(
+      f"linen.{call}(state=...) must be a TrainState, got a {type(state).__name__}. "
+      f"For parameters and an optimizer's state write alrao_jax.{call}(...)."
+    )
+  return [
+    field.name
+    for field in dataclasses.fields(state)
+    if field.metadata.get("pytree_node", True) and field.name != "opt_state"
+  ]
 
 
 def unit_overrides(model: nn.Module, *args: Any, **kwargs: Any) -> tuple[Override, ...]:
@@ -424,6 +496,7 @@ def unit_overrides(model: nn.Module, *args: Any, **kwargs: Any) -> tuple[Overrid
     >>> alrao_jax.linen.unit_overrides(model, jnp.ones((1, 5)))
     (('^kernel$', Units(axes=(1, 2), group=None, tiles=1)),)
   """
+  _check_model("unit_overrides", model)
   known: dict[str, Known] = {}
   in_heads = False
 

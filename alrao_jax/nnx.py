@@ -244,11 +244,21 @@ def predict(
     >>> alrao_jax.nnx.predict(model, log_weights, jnp.ones((5, 4))).shape
     (5, 3)
   """
+  _check_model("predict", model)
   model = nnx.view(
     model, deterministic=True, use_running_average=True, raise_if_not_found=False
   )
   model = nnx.clone(model)  # a view's Variables are the model's own
   return predict_from(model(*args, **kwargs), log_weights, output)
+
+
+def _check_model(call: str, model: Any) -> None:
+  if not isinstance(model, nnx.Module):
+    raise TypeError(
+      f"nnx.{call}(model=...) must be an nnx.Module, got a {type(model).__name__}. "
+      f"For a model of linen write alrao_jax.linen.{call}(...); for an nnx.State, "
+      "nnx.merge(graphdef, state)."
+    )
 
 
 def collapse(
@@ -279,6 +289,13 @@ def collapse(
     >>> model.num_heads, model.alrao_heads.kernel.shape
     (2, (2, 4, 3))
   """
+  _check_model("collapse", model)
+  if not isinstance(optimizer, nnx.Optimizer):
+    raise TypeError(
+      "nnx.collapse(optimizer=...) must be the nnx.Optimizer, got a "
+      f"{type(optimizer).__name__}. Write nnx.collapse(model, optimizer); for "
+      "parameters and an optimizer's state alrao_jax.collapse(...)."
+    )
   params = nnx.state(model, optimizer.wrt)
   kept = _convert.kept_heads(keep, params, optimizer.opt_state, HEADS_REGEX)
   _, opt_state = _convert.collapse(optimizer.tx, params, optimizer.opt_state, kept)
@@ -330,6 +347,7 @@ def export(
     >>> alrao_jax.nnx.export(model, head=7).layers[1].kernel.shape
     (4, 3)
   """
+  _check_model("export", model)
   chosen = _convert.chosen_heads(
     "export()", nnx.state(model), opt_state, head, HEADS_REGEX
   )
@@ -412,6 +430,7 @@ def unit_overrides(model: nnx.Module) -> tuple[Override, ...]:
     >>> alrao_jax.nnx.unit_overrides(model)
     (('^kernel$', Units(axes=(1, 2), group=None, tiles=1)),)
   """
+  _check_model("unit_overrides", model)
   known: dict[str, Known] = {}
   for names, module in nnx.iter_modules(model):
     for name, parameter in _own_parameters(module).items():

@@ -58,6 +58,9 @@ class Config:
   out: Path = Path("out/checkpointing")
   """Folder of the checkpoints, one an epoch, of which the last two are kept."""
 
+  def __post_init__(self):
+    digits.check_seed(self.seed)
+
 
 def main(config: Config) -> tuple[float, State]:
   """Trains; returns the test accuracy and the last state.

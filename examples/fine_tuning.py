@@ -160,6 +160,9 @@ class Config:
   seed: int = 0
   """Determines weights, batches and rates."""
 
+  def __post_init__(self):
+    digits.check_seed(self.seed)
+
 
 def main(config: Config) -> list[dict[str, float]]:
   """Runs everything; returns the rows of the table.

@@ -62,6 +62,9 @@ class Config:
   seed: int = 0
   """Determines weights, batches and rates."""
 
+  def __post_init__(self):
+    digits.check_seed(self.seed)
+
 
 def main(config: Config) -> float:
   """Trains; returns the test accuracy.

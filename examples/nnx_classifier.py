@@ -59,12 +59,15 @@ class Classifier(nnx.Module):
 def train_step(model: Classifier, optimizer: nnx.Optimizer, batch: digits.Split):
   """Updates model and optimizer; returns the loss."""
   log_weights = alrao.log_weights(optimizer.opt_state)
+  statistics = nnx.as_pure(nnx.state(model, nnx.BatchStat))
 
   def loss_fn(model):
     return alrao.classification_loss(model(batch.images), batch.labels, log_weights)
 
   (loss, info), grads = nnx.value_and_grad(loss_fn, has_aux=True)(model)
   optimizer.update(model, grads, head_log_likelihoods=info.head_log_likelihoods)
+  # A batch with NaN costs nothing but itself: the running averages stay too.
+  nnx.update(model, alrao.keep_finite(nnx.state(model, nnx.BatchStat), statistics))
   return loss
 
 
@@ -76,6 +79,9 @@ class Config:
   """Passes over the 1,297 training images."""
   seed: int = 0
   """Determines weights, batches and rates."""
+
+  def __post_init__(self):
+    digits.check_seed(self.seed)
 
 
 def main(config: Config) -> float:

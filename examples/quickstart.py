@@ -118,6 +118,8 @@ def make_alrao_step(model: nn.Module, optimizer: optax.GradientTransformationExt
       head_log_likelihoods=info.head_log_likelihoods,
     )
     params = optax.apply_updates(state.params, updates)
+    # A batch with NaN costs nothing but itself, here too.
+    batch_stats = alrao.keep_finite(batch_stats, state.batch_stats)
     return State(params, batch_stats, opt_state), jnp.exp(log_weights)
 
   return step

@@ -1,11 +1,16 @@
 import math
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx, serialization
 
+import alrao_jax as alrao
+import alrao_jax.linen
+import alrao_jax.nnx
 from alrao_jax import _checks
 
 POSITIVE = _checks.check_positive
@@ -189,8 +194,286 @@ def test_what_is_no_key_is_refused(value, message):
   assert "write alrao(jax.random.key(0), ...)" in str(error.value)
 
 
+@pytest.mark.parametrize("seed", [2**32, -1, 2**70])
+def test_a_seed_that_jax_would_take_for_another_is_named(seed):
+  with pytest.raises(TypeError, match=r"with a seed from 0 to 2\*\*32 - 1\.$"):
+    _checks.check_key("alrao()", seed)
+
+
 def test_several_keys_are_refused():
   keys = jax.random.split(jax.random.key(0), 3)
   for several in (keys, jax.random.key_data(keys)):
     with pytest.raises(ValueError, match="must be one PRNG key, got an array of keys"):
       _checks.check_key("alrao()", several)
+
+
+# What is given in the place of parameters or of an optimizer's state
+
+
+PARAMS = {
+  "dense": {"kernel": jnp.ones((3, 4)), "bias": jnp.ones(4)},
+  "out": {"alrao_heads": {"kernel": jnp.ones((2, 4, 3))}},
+}
+PAPERS = alrao.alrao(jax.random.key(0), optax.trace(0.9))
+AVERAGED = alrao.schedule_free_alrao(jax.random.key(0))
+TOLD = {"head_log_likelihoods": jnp.array([-1.0, -2.0])}
+
+
+class NnxModel(nnx.Module):
+  def __init__(self):
+    rngs = nnx.Rngs(0)
+    self.dense = nnx.Linear(3, 4, rngs=rngs)
+    self.out = alrao.nnx.MultiHead(
+      lambda rngs: nnx.Linear(4, 3, rngs=rngs), num_heads=2, rngs=rngs
+    )
+
+
+def mesh():
+  auto = jax.sharding.AxisType.Auto
+  return jax.make_mesh((1,), ("heads",), axis_types=(auto,))
+
+
+# Every public function of both, or of one, as (optimizer, params, state) -> anything.
+STATE_CALLS = {
+  "log_weights": lambda tx, p, s: alrao.log_weights(s),
+  "best_heads": lambda tx, p, s: alrao.best_heads(s),
+  "eval_params": lambda tx, p, s: alrao.eval_params(s, p),
+  "export": lambda tx, p, s: alrao.export(p, s),
+  "collapse": lambda tx, p, s: alrao.collapse(tx, p, s),
+  "report": lambda tx, p, s: alrao.report(s, p),
+  "scalars": lambda tx, p, s: alrao.scalars(s, p, p),
+  "unit_rates": lambda tx, p, s: alrao.unit_rates(s, p),
+  "with_unit_rates": lambda tx, p, s: alrao.with_unit_rates(s, p, p),
+  "update": lambda tx, p, s: tx.update(p, s, p, **TOLD),
+}
+PARAMS_CALLS = {
+  **{
+    name: call
+    for name, call in STATE_CALLS.items()
+    if name not in ("log_weights", "best_heads")
+  },
+  "init": lambda tx, p, s: tx.init(p),
+  "head_shardings": lambda tx, p, s: alrao.head_shardings(tx, p, mesh()),
+  "tree_head_shardings": lambda tx, p, s: alrao.tree_head_shardings(p, mesh()),
+  "take_heads": lambda tx, p, s: alrao.take_heads(p, (0,)),
+  "load_pretrained": lambda tx, p, s: alrao.load_pretrained(p, p),
+  "describe_units": lambda tx, p, s: alrao.describe_units(p),
+}
+SIGNATURES = {
+  "log_weights": "log_weights(opt_state)",
+  "best_heads": "best_heads(opt_state, keep)",
+  "eval_params": "eval_params(opt_state, params)",
+  "export": "export(params, opt_state)",
+  "collapse": "collapse(optimizer, params, opt_state)",
+  "report": "report(opt_state, params)",
+  "scalars": "scalars(opt_state, params)",
+  "unit_rates": "unit_rates(opt_state, params)",
+  "with_unit_rates": "with_unit_rates(opt_state, params, rates)",
+  "update": "optimizer.update(grads, opt_state, params, head_log_likelihoods=...)",
+  "init": "optimizer.init(params)",
+  "head_shardings": "head_shardings(optimizer, params, mesh)",
+  "tree_head_shardings": "tree_head_shardings(tree, mesh)",
+  "take_heads": "take_heads(tree, kept)",
+  "load_pretrained": "load_pretrained(params, pretrained)",
+  "describe_units": "describe_units(params)",
+}
+NNX_CALLS = {
+  "init": "nnx.Optimizer(model, optimizer, wrt=nnx.Param)",
+  "update": "nnx.Optimizer(model, optimizer, wrt=nnx.Param).update(model, grads, ...)",
+  "collapse": "alrao_jax.nnx.collapse(model, optimizer)",
+  "export": "alrao_jax.nnx.export(model, optimizer.opt_state)",
+}
+
+
+def refused(call, params, state, optimizer=None):
+  optimizer = optimizer or (AVERAGED if call is PARAMS_CALLS["eval_params"] else PAPERS)
+  with pytest.raises(TypeError) as error:
+    call(optimizer, params, state)
+  return str(error.value)
+
+
+def state_of(name):
+  return (AVERAGED if name == "eval_params" else PAPERS).init(PARAMS)
+
+
+def raw_orbax(tree):
+  """As Orbax restores it without a target: dicts by field, tuples as lists."""
+  if hasattr(tree, "_fields"):
+    return {name: raw_orbax(x) for name, x in tree._asdict().items()} or None
+  if isinstance(tree, tuple):
+    return [raw_orbax(x) for x in tree]
+  if isinstance(tree, dict):
+    return {name: raw_orbax(x) for name, x in tree.items()}
+  return tree
+
+
+@pytest.mark.parametrize("restore", [raw_orbax, serialization.to_state_dict])
+@pytest.mark.parametrize("name", STATE_CALLS)
+def test_a_state_restored_without_its_types_is_named(name, restore):
+  message = refused(STATE_CALLS[name], PARAMS, restore(state_of(name)))
+  assert "restored without a target" in message
+  assert "ocp.args.StandardRestore(optimizer.init(params))" in message
+
+
+@pytest.mark.parametrize("name", STATE_CALLS)
+def test_parameters_in_the_place_of_the_state_are_named(name):
+  message = refused(STATE_CALLS[name], PARAMS, PARAMS)
+  assert "(opt_state=...) must be an optimizer's state, got a dict" in message
+  assert f"Write {SIGNATURES[name]}." in message
+
+
+@pytest.mark.parametrize("name", PARAMS_CALLS)
+def test_a_state_in_the_place_of_the_parameters_is_named(name):
+  state = state_of(name)
+  message = refused(PARAMS_CALLS[name], state, state)
+  assert "must be a tree of arrays, got an optimizer's state." in message
+  assert f"Write {SIGNATURES[name]}." in message
+
+
+@pytest.mark.parametrize("name", STATE_CALLS)
+def test_an_optimizer_in_the_place_of_its_state_is_named(name):
+  message = refused(STATE_CALLS[name], PARAMS, PAPERS)
+  assert "got an optimizer itself" in message and SIGNATURES[name] in message
+
+
+@pytest.mark.parametrize("name", sorted(PARAMS_CALLS.keys() - {"eval_params"}))
+def test_an_nnx_model_in_the_place_of_the_parameters_is_named(name):
+  message = refused(PARAMS_CALLS[name], NnxModel(), state_of(name))
+  assert "got an nnx model. Write " in message
+  assert "nnx.state(model, nnx.Param)" in message
+  assert NNX_CALLS.get(name, "") in message
+
+
+@pytest.mark.parametrize("name", STATE_CALLS)
+def test_an_nnx_model_in_the_place_of_the_state_is_named(name):
+  message = refused(STATE_CALLS[name], PARAMS, NnxModel())
+  assert "got an nnx model" in message
+  assert NNX_CALLS.get(name, "optimizer.opt_state") in message
+
+
+@pytest.mark.parametrize("name", PARAMS_CALLS)
+def test_a_train_state_in_the_place_of_the_parameters_is_named(name):
+  state = alrao.linen.TrainState.create(apply_fn=None, params=PARAMS, tx=PAPERS)
+  message = refused(PARAMS_CALLS[name], state, state_of(name))
+  assert "got a TrainState. Write " in message and "state.params" in message
+  if name in ("collapse", "export"):
+    assert f"alrao_jax.linen.{name}(state)" in message
+
+
+def test_collapse_names_who_holds_the_state():
+  state = alrao.linen.TrainState.create(apply_fn=None, params=PARAMS, tx=PAPERS)
+  message = refused(STATE_CALLS["collapse"], PARAMS, state)
+  assert "Write its .opt_state, or alrao_jax.linen.collapse(state)" in message
+
+
+@pytest.mark.parametrize("name", ["collapse", "head_shardings"])
+def test_what_is_no_optimizer_is_named(name):
+  for wrong in (PARAMS, PAPERS.init(PARAMS), "alrao"):
+    message = refused(PARAMS_CALLS[name], PARAMS, PAPERS.init(PARAMS), wrong)
+    assert "(optimizer=...) must be an optax optimizer, got" in message
+    assert f"Write {SIGNATURES[name]}." in message
+  model = NnxModel()
+  optimizer = nnx.Optimizer(model, PAPERS, wrt=nnx.Param)
+  message = refused(PARAMS_CALLS[name], PARAMS, PAPERS.init(PARAMS), optimizer)
+  assert "with optimizer.tx" in message and NNX_CALLS.get(name, "") in message
+
+
+@pytest.mark.parametrize(
+  ("leaf", "sentence"),
+  [
+    (jax.nn.relu, r"eqx.filter\(model, eqx.is_inexact_array\)"),
+    (len, r"got the function .* eqx.filter\(model, eqx.is_inexact_array\)"),
+    (True, "got the Python number True for 'dense/extra'"),
+    (3, "got the Python number 3 for 'dense/extra'"),
+    (0.5, r"got 0.5 for 'dense/extra'. Write jnp.asarray"),
+    (jnp.ones(2, jnp.int32), "integer dtype can't be trained"),
+    (jnp.ones(2, bool), "Masks can't be trained"),
+    (jax.random.key(0), "Random keys can't be trained"),
+    (jnp.ones(2, jnp.complex64), "Complex parameters can't be trained"),
+  ],
+)
+@pytest.mark.parametrize("name", ["init", "collapse", "head_shardings", "unit_rates"])
+def test_leaves_that_cannot_be_trained_have_a_sentence_each(name, leaf, sentence):
+  params = {**PARAMS, "dense": {**PARAMS["dense"], "extra": leaf}}
+  for optimizer in (PAPERS, AVERAGED):
+    state = optimizer.init(PARAMS)
+    message = refused(PARAMS_CALLS[name], params, state, optimizer)
+    assert re.search(sentence, message) and "'dense/extra'" in message
+
+
+@pytest.mark.parametrize("make", [alrao.track_heads, alrao.guard_units])
+def test_parts_of_a_chain_name_functions_in_the_parameters(make):
+  params = {**PARAMS, "activation": jax.nn.relu}
+  with pytest.raises(TypeError, match=r"eqx.filter\(model, eqx.is_inexact_array\)"):
+    make().init(params)
+
+
+def test_an_equinox_model_that_was_not_filtered_is_named():
+  eqx = pytest.importorskip("equinox", reason="equinox is no dependency")
+  model = eqx.nn.MLP(3, 4, 5, 1, key=jax.random.key(0))
+  optimizer = alrao.alrao(jax.random.key(0), optax.trace(0.9), heads=None)
+  with pytest.raises(TypeError, match=r"eqx.filter\(model, eqx.is_inexact_array\)"):
+    optimizer.init(model)
+  params = eqx.filter(model, eqx.is_inexact_array)
+  state = optimizer.init(params)
+  with pytest.raises(TypeError, match=r"eqx.filter\(model, eqx.is_inexact_array\)"):
+    optimizer.update(params, state, model)
+  optimizer.update(params, state, params)
+
+
+def test_bound_parameters_of_penzai_are_named():
+  # Its classes by name: penzai is not installed with this library.
+  kind = type("AbstractVariable", (), {"__module__": "penzai.core.variables"})
+  parameter = type("Parameter", (kind,), {"__module__": "penzai.core.variables"})()
+  with pytest.raises(TypeError, match=r"params = pz.unbind_params\(model, freeze=True"):
+    PAPERS.init({"dense": parameter})
+
+
+@pytest.mark.parametrize(
+  ("make", "kind"),
+  [
+    (lambda: alrao.scale_by_unit_rates(jax.random.key(0)), "scale_by_unit_rates"),
+    (alrao.track_heads, "track_heads"),
+    (alrao.guard_units, "guard_units"),
+    (lambda: alrao.per_head(optax.trace(0.9)), "per_head"),
+  ],
+)
+def test_parts_of_a_chain_name_a_state_that_is_not_theirs(make, kind):
+  part = make()
+  for wrong in (PARAMS, raw_orbax(part.init(PARAMS))):
+    with pytest.raises(TypeError) as error:
+      part.update(PARAMS, wrong, PARAMS, **TOLD)
+    where = f"{kind}().update(opt_state=...) must be an optimizer's state, got"
+    assert str(error.value).startswith(where)
+
+
+def test_follow_leader_names_what_it_takes():
+  state = PAPERS.init(PARAMS)
+  with pytest.raises(TypeError, match=r"follow_leader\(alrao_jax.log_weights\(opt_st"):
+    alrao.follow_leader(state)
+  with pytest.raises(ValueError, match="Of several MultiHeads, follow each by itself"):
+    alrao.follow_leader({"a": jnp.zeros(2), "b": jnp.zeros(2)})
+  last = alrao.follow_leader(alrao.log_weights(state))
+  with pytest.raises(TypeError, match=r"must be a Leader, got a value of type dict"):
+    alrao.follow_leader(alrao.log_weights(state), last._asdict())
+
+
+def test_flax_functions_name_what_they_take():
+  model = NnxModel()
+  optimizer = nnx.Optimizer(model, PAPERS, wrt=nnx.Param)
+  params, weights = nnx.state(model, nnx.Param), jnp.zeros(2)
+  for call, message in (
+    (lambda: alrao.nnx.collapse(params, optimizer), "must be an nnx.Module"),
+    (lambda: alrao.nnx.collapse(optimizer, model), "must be an nnx.Module"),
+    (lambda: alrao.nnx.collapse(model, optimizer.opt_state), "the nnx.Optimizer"),
+    (lambda: alrao.nnx.export(params, optimizer.opt_state), "must be an nnx.Module"),
+    (lambda: alrao.nnx.predict(params, weights, 1), "must be an nnx.Module"),
+    (
+      lambda: alrao.linen.predict(model, {}, weights),
+      r"alrao_jax.nnx.predict\(\.\.\.\)",
+    ),
+    (lambda: alrao.linen.collapse(PARAMS), r"alrao_jax.collapse\(\.\.\.\)"),
+    (lambda: alrao.linen.export(PARAMS), r"alrao_jax.export\(\.\.\.\)"),
+  ):
+    with pytest.raises(TypeError, match=message):
+      call()

@@ -1,5 +1,8 @@
 """Collapse where Flax users meet it: training goes on, as with one ordinary layer."""
 
+import inspect
+import re
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -326,3 +329,37 @@ def test_a_collapsed_state_survives_a_checkpoint(tmp_path):
   assert_trees_equal(
     run(step, restored.replace(apply_fn=state.apply_fn)), run(step, state)
   )
+
+
+# linen's export
+
+
+@pytest.mark.parametrize("head", [None, 2])
+def test_an_exported_train_state_is_the_plain_model_with_all_its_collections(head):
+  model = Net(stateful=True)
+  variables = model.init({"params": KEY, "dropout": KEY}, X)
+  variables["batch_stats"] = jax.tree.map(
+    lambda x: x + jnp.arange(x.size, dtype=x.dtype).reshape(x.shape),
+    variables["batch_stats"],
+  )
+  tx = alrao.alrao(KEY)
+  state = State.create(apply_fn=model.apply, tx=tx, average={}, **variables)
+  told = {"head_log_likelihoods": jnp.array([-2.0, -1.0, -2.0, -3.0])}
+  state = state.apply_gradients(grads=state.params, **told)
+  exported = alrao.linen.export(state, head=head)
+  plain = Net(num_heads=None, stateful=True)
+  expected = jax.tree.structure(plain.init({"params": KEY, "dropout": KEY}, X))
+  assert jax.tree.structure({x: exported[x] for x in variables}) == expected
+  chosen = 1 if head is None else head
+  old = {name: getattr(state, name)["out"]["alrao_heads"] for name in variables}
+  new = {name: exported[name]["out"] for name in variables}
+  assert_trees_equal(new, jax.tree.map(lambda x: x[chosen], old))
+
+
+def test_linen_and_nnx_offer_the_same_names_in_the_same_order():
+  def offered(module):
+    source = inspect.getsource(module)
+    return re.findall(r"^(?:def|class) ([A-Za-z]\w*)", source, re.M)
+
+  linen, nnx_names = offered(alrao.linen), offered(alrao.nnx)
+  assert [name for name in linen if name != "TrainState"] == nnx_names

@@ -218,6 +218,20 @@ def load_example(monkeypatch):
   return load
 
 
+@pytest.mark.parametrize("name", [*SHORT, "checkpointing", "fine_tuning"])
+@pytest.mark.parametrize("seed", [2**32, 2**64, -1])
+def test_examples_refuse_seeds_that_jax_takes_for_others(
+  load_example, name, seed, capsys
+):
+  config = load_example(name).Config
+  with pytest.raises(SystemExit) as stopped:
+    tyro.cli(config, args=["--seed", str(seed)])
+  assert stopped.value.code == 2
+  printed = " ".join(capsys.readouterr().err.replace("│", " ").split())
+  assert f"--seed must be from 0 to 2**32 - 1, got {seed}." in printed
+  assert tyro.cli(config, args=["--seed", str(2**32 - 1)]).seed == 2**32 - 1
+
+
 @pytest.mark.parametrize(
   "name",
   [*SHORT[:2], *(pytest.param(name, marks=pytest.mark.slow) for name in SHORT[2:])],

@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 import alrao_jax as alrao
 import alrao_jax.linen
 import alrao_jax.nnx
+from alrao_jax._tree import find_state
 
 NUM_HEADS, NUM_CLASSES = 4, 3
 
@@ -101,6 +102,91 @@ def train_nnx(model, batch, steps=20):
 
   losses = [float(step(model, optimizer, *batch)) for _ in range(steps)]
   return optimizer, losses
+
+
+class OwnOptimizer:
+  """What takes extra arguments and is of no class of optax."""
+
+  def __init__(self, key):
+    self.inner = alrao.alrao(key)
+
+  def init(self, params):
+    return self.inner.init(params)
+
+  def update(self, updates, state, params=None, *, head_log_likelihoods):
+    return self.inner.update(
+      updates, state, params, head_log_likelihoods=head_log_likelihoods
+    )
+
+
+# Everything around alrao that hands over extra arguments.
+WRAPPERS = {
+  "plain": alrao.alrao,
+  "multi_steps": lambda key: optax.MultiSteps(alrao.alrao(key), 1),
+  "multi_steps_transformation": lambda key: optax.MultiSteps(
+    alrao.alrao(key), 1
+  ).gradient_transformation(),
+  "masked": lambda key: optax.masked(alrao.alrao(key), lambda _: True),
+  "partition": lambda key: optax.partition({"all": alrao.alrao(key)}, lambda _: "all"),
+  "inject_hyperparams": lambda key: optax.inject_hyperparams(
+    alrao.alrao, static_args="key"
+  )(key),
+  "chain": lambda key: optax.chain(optax.identity(), alrao.alrao(key)),
+  "apply_if_finite": lambda key: optax.apply_if_finite(alrao.alrao(key), 3),
+  "own": OwnOptimizer,
+}
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_train_state_takes_every_wrapper_that_hands_over_arguments(name, batch):
+  with jax.numpy_dtype_promotion("standard"):  # MultiSteps' mean needs it
+    check_train_state(WRAPPERS[name](jax.random.key(0)), batch)
+
+
+def check_train_state(tx, batch):
+  model = Classifier()
+  params = model.init(jax.random.key(3), batch[0])["params"]
+  state = alrao.linen.TrainState.create(apply_fn=model.apply, params=params, tx=tx)
+  state = state.apply_gradients(
+    grads=jax.tree.map(jnp.ones_like, params),
+    head_log_likelihoods=jnp.array([-1.0, -2.0, -3.0, -4.0]),
+  )
+  weights = alrao.log_weights(state.opt_state)
+  assert float(weights[0]) > float(weights[1]) > float(weights[3])
+  for new, old in zip(
+    jax.tree.leaves(state.params), jax.tree.leaves(params), strict=True
+  ):
+    assert (new != old).any()
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_nnx_optimizer_takes_every_wrapper_that_hands_over_arguments(name):
+  with jax.numpy_dtype_promotion("standard"):
+    check_nnx_optimizer(WRAPPERS[name](jax.random.key(0)))
+
+
+def check_nnx_optimizer(tx):
+  model = NnxClassifier(nnx.Rngs(0))
+  before = jax.tree.map(jnp.copy, nnx.state(model, nnx.Param))
+  optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+  grads = jax.tree.map(jnp.ones_like, nnx.state(model, nnx.Param))
+  optimizer.update(
+    model, grads, head_log_likelihoods=jnp.array([-1.0, -2.0, -3.0, -4.0])
+  )
+  weights = alrao.log_weights(optimizer.opt_state)
+  assert float(weights[0]) > float(weights[1]) > float(weights[3])
+  after = nnx.state(model, nnx.Param)
+  for new, old in zip(jax.tree.leaves(after), jax.tree.leaves(before), strict=True):
+    assert (new != old).any()
+
+
+def test_train_state_refuses_a_wrapper_that_takes_no_arguments():
+  tx = optax.lookahead(alrao.alrao(jax.random.key(0)), 5, 0.5)
+  heads = {"out": {"alrao_heads": {"bias": jnp.ones((2, 3))}}}
+  params: dict = {"params": optax.LookaheadParams.init_synced(heads)}
+  state = alrao.linen.TrainState.create(apply_fn=None, params=params["params"], tx=tx)
+  with pytest.raises(TypeError, match="such as optax.lookahead, go inside"):
+    state.apply_gradients(grads=heads, head_log_likelihoods=jnp.zeros(2))
 
 
 def test_train_state_trains_and_keeps_everything_in_opt_state(batch):
@@ -214,7 +300,5 @@ def test_sharded_nnx_parameters_train_under_nnx_optimizer(mesh, batch):
     data = tuple(jax.device_put(x, NamedSharding(mesh, P("data"))) for x in batch)
     optimizer, sharded_losses = train_nnx(model, data, steps=5)
   np.testing.assert_allclose(losses, sharded_losses, rtol=1e-5)
-  rates = alrao._tree.find_state(
-    optimizer.opt_state, alrao.ScaleByUnitRatesState, ""
-  ).quantiles
+  rates = find_state(optimizer.opt_state, alrao.ScaleByUnitRatesState, "").quantiles
   assert rates.shape == (8 + 8,)

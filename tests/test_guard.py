@@ -12,6 +12,7 @@ from flax import nnx
 
 import alrao_jax as alrao
 import alrao_jax.linen
+import alrao_jax.nnx
 from alrao_jax._guard import GuardUnitsState
 from alrao_jax._tree import find_state
 from alrao_jax._unit_map import unit_map
@@ -443,3 +444,153 @@ def test_errors_say_what_to_write():
     alrao.guard_units(True)  # pyright: ignore
   with pytest.raises(TypeError, match=r"Write alrao\(..., guard=alrao_jax.guard\(\)\)"):
     alrao.alrao(jax.random.key(0), guard=True)  # pyright: ignore
+
+
+# Statistics of batches
+
+
+class Normalised(nn.Module):
+  @nn.compact
+  def __call__(self, x, train):
+    x = nn.Dense(8)(x)
+    x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9)(x))
+    return alrao.linen.MultiHead(nn.Dense(3), num_heads=NUM_HEADS)(x)
+
+
+class NnxNormalised(nnx.Module):
+  def __init__(self, rngs):
+    self.dense = nnx.Linear(4, 8, rngs=rngs)
+    self.norm = nnx.BatchNorm(8, momentum=0.9, rngs=rngs)
+    self.out = alrao.nnx.MultiHead(
+      lambda rngs: nnx.Linear(8, 3, rngs=rngs), num_heads=NUM_HEADS, rngs=rngs
+    )
+
+  def __call__(self, x):
+    return self.out(nnx.relu(self.norm(self.dense(x))))
+
+
+def batches(broken=None):
+  """Ten batches and the one that is broken, or without that one."""
+  images = np.random.default_rng(0).normal(size=(11, 8, 4)).astype(np.float32)
+  labels = (images[..., 0] > 0).astype(np.int32) + (images[..., 1] > 0)
+  for i, (x, y) in enumerate(zip(images, labels, strict=True)):
+    if i != 5:
+      yield x, y
+    elif broken is not None:
+      yield (x * broken).astype(np.float32), y
+
+
+def train_normalised_linen(broken):
+  model, optimizer = Normalised(), alrao.alrao(jax.random.key(1))
+  variables = model.init(jax.random.key(0), np.zeros((8, 4), np.float32), True)
+  params, batch_stats = variables["params"], variables["batch_stats"]
+  opt_state = optimizer.init(params)
+
+  @jax.jit
+  def step(params, batch_stats, opt_state, images, labels):
+    def loss_fn(params):
+      variables = {"params": params, "batch_stats": batch_stats}
+      heads, updated = model.apply(variables, images, True, mutable=["batch_stats"])
+      weights = alrao.log_weights(opt_state)
+      loss, info = alrao.classification_loss(heads, labels, weights)
+      return loss, (info, updated)
+
+    grads, (info, updated) = jax.grad(loss_fn, has_aux=True)(params)
+    updates, new = optimizer.update(
+      grads, opt_state, params, head_log_likelihoods=info.head_log_likelihoods
+    )
+    stats = alrao.keep_finite(updated["batch_stats"], batch_stats)
+    return optax.apply_updates(params, updates), stats, new
+
+  for batch in batches(broken):
+    params, batch_stats, opt_state = step(params, batch_stats, opt_state, *batch)
+  variables = {"params": params, "batch_stats": batch_stats}
+  return model.apply(variables, np.ones((2, 4), np.float32), False).shared, batch_stats
+
+
+def train_normalised_nnx(broken):
+  model = NnxNormalised(nnx.Rngs(0))
+  optimizer = nnx.Optimizer(model, alrao.alrao(jax.random.key(1)), wrt=nnx.Param)
+
+  @nnx.jit
+  def step(model, optimizer, images, labels):
+    weights = alrao.log_weights(optimizer.opt_state)
+    before = nnx.as_pure(nnx.state(model, nnx.BatchStat))
+
+    def loss_fn(model):
+      return alrao.classification_loss(model(images), labels, weights)
+
+    grads, info = nnx.grad(loss_fn, has_aux=True)(model)
+    optimizer.update(model, grads, head_log_likelihoods=info.head_log_likelihoods)
+    nnx.update(model, alrao.keep_finite(nnx.state(model, nnx.BatchStat), before))
+
+  for batch in batches(broken):
+    step(model, optimizer, *batch)
+  stats = nnx.as_pure(nnx.state(model, nnx.BatchStat))
+  model.eval()
+  return model(np.ones((2, 4), np.float32)).shared, stats
+
+
+@pytest.mark.parametrize("train_model", [train_normalised_linen, train_normalised_nnx])
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_a_broken_batch_leaves_evaluation_as_if_it_had_not_been(train_model, broken):
+  with_it, stats = train_model(broken)
+  without, expected = train_model(None)
+  assert np.isfinite(with_it).all()
+  np.testing.assert_array_equal(with_it, without)
+  for a, b in zip(jax.tree.leaves(stats), jax.tree.leaves(expected), strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+def test_statistics_stay_by_feature_with_all_that_the_module_has_of_it():
+  old = {
+    "a": {"mean": jnp.zeros(3), "var": jnp.ones(3), "count": jnp.int32(4)},
+    "b": {"mean": jnp.zeros(3), "var": jnp.ones(3)},
+  }
+  new = {
+    "a": {
+      "mean": jnp.array([1e30, 0.5, 0.5]),
+      "var": jnp.array([jnp.inf, 2.0, 2.0]),
+      "count": jnp.int32(5),
+    },
+    "b": {"mean": jnp.array([0.5, 0.5, jnp.nan]), "var": jnp.array([2.0, 2.0, 2.0])},
+  }
+  kept = jax.jit(alrao.keep_finite)(new, old)
+  expected = {
+    "a": {"mean": [0.0, 0.5, 0.5], "var": [1.0, 2.0, 2.0], "count": 5},
+    "b": {"mean": [0.5, 0.5, 0.0], "var": [2.0, 2.0, 1.0]},
+  }
+  assert jax.tree.map(np.ndarray.tolist, jax.tree.map(np.asarray, kept)) == expected
+
+
+def test_a_diverged_head_keeps_its_own_statistics_alone():
+  old = {"out": {"alrao_heads": {"mean": jnp.zeros((3, 2)), "var": jnp.ones((3, 2))}}}
+  new = jax.tree.map(lambda x: x + 1, old)
+  new["out"]["alrao_heads"]["mean"] = jnp.ones((3, 2)).at[1].set(jnp.nan)
+  kept = alrao.keep_finite(new, old)["out"]["alrao_heads"]
+  assert kept["mean"][:, 0].tolist() == [1.0, 0.0, 1.0]
+  assert kept["var"][:, 1].tolist() == [2.0, 1.0, 2.0]
+
+
+def test_finite_statistics_pass_to_the_last_bit_with_their_dtypes():
+  new = {"mean": jnp.full(2, 0.1, jnp.bfloat16), "key": jax.random.key(1)}
+  old = {"mean": jnp.zeros(2, jnp.bfloat16), "key": jax.random.key(0)}
+  kept = alrao.keep_finite(new, old)
+  assert kept["mean"].dtype == jnp.bfloat16
+  assert_trees_equal(kept["mean"], new["mean"])
+  assert (jax.random.key_data(kept["key"]) == jax.random.key_data(new["key"])).all()
+
+
+def test_statistics_of_other_trees_are_refused():
+  tree = {"mean": jnp.zeros(2)}
+  for other in ({"mean": jnp.zeros(3)}, {}, {"var": jnp.zeros(2)}):
+    with pytest.raises(ValueError, match="same paths and shapes, got .* mean"):
+      alrao.keep_finite(tree, other)
+
+
+def test_variables_that_changed_with_the_model_are_refused():
+  model = NnxNormalised(nnx.Rngs(0))
+  before = nnx.state(model, nnx.BatchStat)
+  model(jnp.ones((5, 4)))
+  with pytest.raises(ValueError, match=r"before = nnx.as_pure\(nnx.state\(model"):
+    alrao.keep_finite(nnx.state(model, nnx.BatchStat), before)
