@@ -172,7 +172,8 @@ def drop_diverged() -> optax.GradientTransformation:
 
   NaN and infinities of a diverged unit, and entries beyond 1e18, whose squares
   overflow float32: Adam would sum them and never move that weight again. The first
-  part of :func:`alrao`; the first of a chain of one's own, too.
+  part of :func:`alrao`; the first of a chain of one's own, too, since the gradient of
+  a head with a part in the mixture is as it is, finite or not, for loss scaling to see.
 
   Returns:
     The transformation. Updates keep their sign.

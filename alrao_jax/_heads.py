@@ -297,6 +297,7 @@ def per_head(
   Example:
     >>> import alrao_jax as alrao, jax, optax
     >>> optimizer = optax.chain(
+    ...   alrao.drop_diverged(),
     ...   alrao.per_head(optax.clip_by_global_norm(1.0)), optax.trace(0.9),
     ...   alrao.scale_by_unit_rates(jax.random.key(0)), alrao.track_heads())
   """

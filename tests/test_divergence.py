@@ -174,21 +174,21 @@ def _check(start, run):
   tracked = _tracked(run.opt_state)
   weights = np.exp(tracked.log_weights.astype(np.float64))
   np.testing.assert_allclose(weights.sum(1), 1.0, rtol=1e-5)
-  alive = run.info.alive
-  np.testing.assert_array_equal(alive, np.isfinite(run.info.head_log_likelihoods))
+  healthy = run.info.healthy
+  np.testing.assert_array_equal(healthy, np.isfinite(run.info.head_log_likelihoods))
 
-  # All heads out: an infinite loss, and nothing changes in the switch, not the count.
-  all_out = ~alive.any(1)
-  np.testing.assert_array_equal(run.loss == np.inf, all_out)
-  assert np.isfinite(run.loss[~all_out]).all()
+  # All heads diverged: an infinite loss, and nothing changes in the switch, no count.
+  all_diverged = ~healthy.any(1)
+  np.testing.assert_array_equal(run.loss == np.inf, all_diverged)
+  assert np.isfinite(run.loss[~all_diverged]).all()
   states = jax.tree.leaves(_with_start(_tracked(start[1]), tracked))
   for leaf in states:
-    np.testing.assert_array_equal(leaf[1:][all_out], leaf[:-1][all_out])
+    np.testing.assert_array_equal(leaf[1:][all_diverged], leaf[:-1][all_diverged])
 
-  # A head that is out stands still: momentum must not carry it on.
+  # A diverged head stands still: momentum must not carry it on.
   for leaf in jax.tree.leaves(_with_start(start[0]["out"], run.params["out"])):
     leaf = leaf.astype(np.float32)  # bfloat16's NaN are not equal to NumPy
-    np.testing.assert_array_equal(leaf[1:][~alive], leaf[:-1][~alive])
+    np.testing.assert_array_equal(leaf[1:][~healthy], leaf[:-1][~healthy])
 
 
 @pytest.mark.parametrize(("base", "dtype"), KINDS)
@@ -203,7 +203,7 @@ def test_broken_heads_do_not_stop_the_others(head, base, dtype):
     if np.isfinite(factor):
       _assert_finite(run.params["out"], f"{victims} times {factor}: parameters")
     else:
-      np.testing.assert_array_equal(run.info.alive, np.tile(~broken, (STEPS, 1)))
+      np.testing.assert_array_equal(run.info.healthy, np.tile(~broken, (STEPS, 1)))
       good = jax.tree.map(lambda leaf, ok=~broken: leaf[:, ok], run.params["out"])
       _assert_finite(good, f"{victims} {factor}: parameters")
     # Steps are small, so the best survivor improves, whatever the others do. Unless a
@@ -238,7 +238,7 @@ def test_heads_that_diverge_by_themselves_do_not_stop_the_others(base):
   run = jax.tree.map(np.asarray, train(start))
   _check(start, run)
   _assert_finite(run.params["out"], "parameters")
-  # The two fastest end out, not at once; the others learn.
-  assert run.info.alive[0].all()
-  np.testing.assert_array_equal(run.info.alive[-1], [True, True, False, False])
+  # The two fastest end diverged, not at once; the others learn.
+  assert run.info.healthy[0].all()
+  np.testing.assert_array_equal(run.info.healthy[-1], [True, True, False, False])
   assert run.loss[-1] < run.loss[0] - 0.1
