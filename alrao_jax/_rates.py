@@ -6,17 +6,17 @@ vectors: the heads' ladder, and the quantiles of all units.
 """
 
 import functools
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from . import _checks, _tree
+from . import _checks
 from ._tree import find_state, flatten_with_paths, replace_state, state_dtype
 from ._unit_map import UnitMap, stable_hash, unit_map
-from ._units import UnitOptions
+from ._units import UnitOptions, check_options
 
 
 class LogUniform(NamedTuple):
@@ -203,8 +203,6 @@ class ScaleByUnitRatesState(NamedTuple):
   Attributes:
     fingerprint: A uint32 scalar that tells whether parameters are read as they were at
       ``init``.
-    key: With ``redraw=True`` the data of the key for the next draw, two uint32; else
-      ``()``.
     ladder: Shape ``(max(num_heads, 1),)``, the quantile of each head, slowest first. A
       vector without entries has length 1 and holds an unused 0.
     quantiles: Shape ``(max(num_units, 1),)``, the quantile of each unit of the whole
@@ -215,25 +213,20 @@ class ScaleByUnitRatesState(NamedTuple):
   """
 
   fingerprint: jax.Array
-  key: Any
   ladder: jax.Array
   quantiles: jax.Array
   unit_distribution: Any
   head_distribution: LogUniform
 
 
+@_checks.refuses_removed
 def scale_by_unit_rates(
   key: jax.Array,
   min_learning_rate: float = 1e-5,
   max_learning_rate: float = 10.0,
   *,
   distribution: Any = None,
-  overrides: tuple = (),
-  heads: str | None = _tree.HEADS_REGEX,
-  strict: bool = False,
-  unit_axis: Literal["last", "first"] = "last",
-  granularity: Literal["per_unit", "per_weight"] = "per_unit",
-  redraw: bool = False,
+  units: UnitOptions = UnitOptions(),
   single_head_learning_rate: float | None = None,
   flip_sign: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
@@ -256,17 +249,8 @@ def scale_by_unit_rates(
     max_learning_rate: At least ``min_learning_rate``; the upper bound.
     distribution: Distribution of the units' rates (not of the heads'), such as
       :func:`bernoulli`; log-uniform over the interval by default.
-    overrides: Pairs ``(pattern, what)`` that correct how units are found; see
-      :func:`unit_specs`.
-    heads: Regular expression for the paths of the heads' parameters, which have the
-      heads on axis 0. ``None``: the model has none.
-    strict: Whether a parameter whose units had to be guessed is an error.
-    unit_axis: Where kernels keep their units: ``"last"`` (Flax, Haiku) or ``"first"``
-      (Equinox).
-    granularity: ``"per_weight"`` gives every single weight its own rate, for studies:
-      the papers' appendix E finds it inferior, and it costs one float a weight.
-    redraw: Whether rates are drawn anew at every step, the papers' control experiment
-      (it amounts to SGD at the mean rate).
+    units: How the units are read: overrides, strictness, and where kernels keep their
+      units. Pass the same to whatever else reads them.
     single_head_learning_rate: The rate of the head where ``num_heads`` is 1, within the
       interval; its geometric middle by default.
     flip_sign: Whether updates are negated, as for gradient descent.
@@ -276,7 +260,8 @@ def scale_by_unit_rates(
     the dtype of the gradients.
 
   Raises:
-    TypeError: If ``key`` is no random key, or at ``init`` for integer parameters.
+    TypeError: If ``key`` is no random key, ``units`` no :class:`UnitOptions`, or at
+      ``init`` for integer parameters.
     ValueError: If not ``0 < min_learning_rate <= max_learning_rate < inf``; at
       ``init`` for overrides that match nothing and layers whose units are ambiguous.
 
@@ -312,7 +297,7 @@ def scale_by_unit_rates(
       "such as alrao_jax.log_uniform(1e-5, 10.0) or alrao_jax.bernoulli(0.1, p=0.5), "
       f"got {distribution!r}."
     )
-  options = UnitOptions(overrides, strict, unit_axis, heads, granularity)
+  check_options(call, units)
 
   def distributions(dtype):
     interval = LogUniform(min_learning_rate, max_learning_rate)
@@ -322,18 +307,16 @@ def scale_by_unit_rates(
     return jax.tree.map(cast, law), jax.tree.map(cast, interval)
 
   def init_fn(params):
-    units = unit_map(params, options)
+    network = unit_map(params, units)
     dtype = state_dtype(params)
     law, interval = distributions(dtype)
     middle = 0.5
     if single_head_learning_rate is not None:
       middle = interval.cdf(jnp.asarray(single_head_learning_rate, dtype))
     return ScaleByUnitRatesState(
-      fingerprint=jnp.asarray(units.fingerprint, jnp.uint32),
-      # Copied: the caller's key must outlive a donated state.
-      key=jnp.array(threefry_words(key)) if redraw else (),
-      ladder=ladder_quantiles(units.num_heads, dtype, middle),
-      quantiles=unit_quantiles(key, units, dtype),
+      fingerprint=jnp.asarray(network.fingerprint, jnp.uint32),
+      ladder=ladder_quantiles(network.num_heads, dtype, middle),
+      quantiles=unit_quantiles(key, network, dtype),
       unit_distribution=law,
       head_distribution=interval,
     )
@@ -341,21 +324,15 @@ def scale_by_unit_rates(
   def update_fn(updates, state, params=None, **extra_args):
     del extra_args
     _checks.check_state(call + ".update()", state, ScaleByUnitRatesState)
-    units = unit_map(updates if params is None else params, options)
-    units.check(call, state.fingerprint, state.quantiles, state.ladder)
+    network = unit_map(updates if params is None else params, units)
+    network.check(call, state.fingerprint, state.quantiles, state.ladder)
     dtype = state.quantiles.dtype
     law, interval = distributions(dtype)
     state = state._replace(unit_distribution=law, head_distribution=interval)
-    if redraw:
-      old = jax.random.wrap_key_data(state.key, impl="threefry2x32")
-      new, now = jax.random.split(old)
-      # The ladder of the heads stays: it is not drawn, and may be a collapsed one.
-      drawn = unit_quantiles(now, units, dtype)
-      state = state._replace(key=jax.random.key_data(new), quantiles=drawn)
     rates = rates_of(state)
     if flip_sign:
       rates = [-rate for rate in rates]
-    return units.scale(updates, *rates), state
+    return network.scale(updates, *rates), state
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -370,7 +347,10 @@ def rates_of(state: ScaleByUnitRatesState) -> tuple[jax.Array, jax.Array]:
   return units, read(state.head_distribution, state.ladder)
 
 
-def unit_rates(opt_state: Any, params: Any, **options: Any) -> Any:
+@_checks.refuses_removed
+def unit_rates(
+  opt_state: Any, params: Any, *, units: UnitOptions = UnitOptions()
+) -> Any:
   """Returns the learning rate of every parameter entry, to look at.
 
   Args:
@@ -378,8 +358,7 @@ def unit_rates(opt_state: Any, params: Any, **options: Any) -> Any:
       within any chain or wrapper. Where a mask or a partition gives it a part of the
       parameters only, pass that part's state.
     params: The parameters that it was initialised with, or a tree of their shapes.
-    **options: ``overrides``, ``heads``, ``unit_axis`` and ``granularity`` as they were
-      given to the optimizer.
+    units: How the units are read, as given to the optimizer.
 
   Returns:
     A tree like ``params``, each leaf of its parameter's shape. A schedule that
@@ -399,11 +378,19 @@ def unit_rates(opt_state: Any, params: Any, **options: Any) -> Any:
     >>> print(alrao.unit_rates(opt_state, params)["dense"]["bias"])
     [0.1 0.1]
   """
-  _checks.check_tree("unit_rates()", params)
-  state = find_rates(opt_state)
-  units = unit_map(params, UnitOptions(**options))
-  units.check("unit_rates()", state.fingerprint, state.quantiles, state.ladder)
-  return _as_tree(state, units, params)
+  state, network = _read("unit_rates()", opt_state, params, units)
+  return _as_tree(state, network, params)
+
+
+def _read(
+  call: str, opt_state: Any, params: Any, units: UnitOptions
+) -> tuple[ScaleByUnitRatesState, UnitMap]:
+  """The state with the rates, and the units that it was made for."""
+  check_options(call, units)
+  _checks.check_tree(call, params)
+  state, network = find_rates(opt_state, call), unit_map(params, units)
+  network.check(call, state.fingerprint, state.quantiles, state.ladder)
+  return state, network
 
 
 def _as_tree(state: ScaleByUnitRatesState, units: UnitMap, params: Any) -> Any:
@@ -413,7 +400,10 @@ def _as_tree(state: ScaleByUnitRatesState, units: UnitMap, params: Any) -> Any:
   return units.scale(ones, *rates_of(state))
 
 
-def with_unit_rates(opt_state: Any, params: Any, rates: Any, **options: Any) -> Any:
+@_checks.refuses_removed
+def with_unit_rates(
+  opt_state: Any, params: Any, rates: Any, *, units: UnitOptions = UnitOptions()
+) -> Any:
   """Returns ``opt_state`` with the given learning rates in place of the drawn ones.
 
   Args:
@@ -421,9 +411,9 @@ def with_unit_rates(opt_state: Any, params: Any, rates: Any, **options: Any) -> 
     params: As for :func:`unit_rates`.
     rates: A tree like ``params``, each leaf of its parameter's shape, as
       :func:`unit_rates` returns; the entries of a unit must be equal. Log-uniform rates
-      may be outside their interval. (With ``redraw`` the next update draws others, and
-      one with another interval than the last update's scales them to it.)
-    **options: As for :func:`unit_rates`.
+      may be outside their interval. (An update with another interval than the last
+      one's scales them to it.)
+    units: As for :func:`unit_rates`.
 
   Returns:
     A new state; nothing but its quantiles differs.
@@ -441,30 +431,27 @@ def with_unit_rates(opt_state: Any, params: Any, rates: Any, **options: Any) -> 
     >>> opt_state = alrao.with_unit_rates(opt_state, params, halved)
   """
   call = "with_unit_rates()"
-  _checks.check_tree(call, params)
-  state = find_rates(opt_state, call)
-  units = unit_map(params, UnitOptions(**options))
-  units.check(call, state.fingerprint, state.quantiles, state.ladder)
+  state, network = _read(call, opt_state, params, units)
   if not hasattr(state.unit_distribution, "cdf"):
     raise TypeError(
       f"{call} needs the inverse of the rates' distribution: give "
       f"{type(state.unit_distribution).__name__} a method cdf(rate)."
     )
   values = dict(flatten_with_paths(rates)[0])
-  for path, spec in units.specs.items():
+  for path, spec in network.specs.items():
     if path not in values or values[path].shape != spec.shape:
       raise ValueError(
         f"{call} needs rates of shape {spec.shape} for {path!r}, got "
         f"{values[path].shape if path in values else 'none'}."
       )
-  of_units, of_heads = units.gather(rates, state.quantiles.dtype)
+  of_units, of_heads = network.gather(rates, state.quantiles.dtype)
   new = state
-  if units.num_units:
+  if network.num_units:
     new = new._replace(quantiles=state.unit_distribution.cdf(of_units))
-  if any(spec.kind == "head" for spec in units.specs.values()):  # and not all frozen
+  if any(spec.kind == "head" for spec in network.specs.values()):  # and not all frozen
     new = new._replace(ladder=state.head_distribution.cdf(of_heads))
-  held = dict(flatten_with_paths(_as_tree(new, units, params))[0])
-  _check_written(call, units, values, held)
+  held = dict(flatten_with_paths(_as_tree(new, network, params))[0])
+  _check_written(call, network, values, held)
   return replace_state(
     opt_state,
     ScaleByUnitRatesState,

@@ -334,12 +334,6 @@ class Shapes(dict[str, Shape]):
     super().__init__(body)
     children = children_of(body)
     self.heads = heads or {}
-    for path, shape in self.heads.items():
-      if not shape:
-        raise ValueError(
-          f"Parameters of heads must have the heads on axis 0, got {path!r}, of shape "
-          "()."
-        )
     self.units_first = unit_axis == "first"
     self.overrides = overrides or {}
     self.given = self.overrides if given is None else given
@@ -607,7 +601,7 @@ def _choose(fits: list[Shape], shape: Shape, units_first: bool) -> Shape | None:
 
 def override_text(path: str, what: object) -> str:
   """What to write to override the units of one parameter."""
-  return f"write overrides=[(r'^{re.escape(path)}$', {what})]"
+  return f"write units=UnitOptions(overrides=[(r'^{re.escape(path)}$', {what})])"
 
 
 _WORDS = ("per_weight", "one_rate", "frozen")

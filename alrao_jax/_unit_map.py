@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from . import _checks
 from ._rules import Shape, UnitSpec
-from ._tree import flatten_with_paths, path_of
+from ._tree import count_heads, flatten_with_paths, path_of
 from ._units import UnitOptions, read_units, shapes_of
 
 
@@ -75,9 +75,8 @@ class UnitMap:
       raise ValueError(
         f"{call} got a state of {units.size} units, made for other parameters than "
         f"these with {self.num_units}, or with other options. Call init with these "
-        "parameters, or pass those of init, with the same overrides=, heads=, "
-        "unit_axis= and granularity= (for optax.masked and optax.partition: the part's "
-        "own state with the part's own parameters)."
+        "parameters, or pass those of init, with the same units= (for optax.masked and "
+        "optax.partition: the part's own state with the part's own parameters)."
       )
 
   def scale(
@@ -240,12 +239,7 @@ def unit_map(params: Any, options: UnitOptions = UnitOptions()) -> UnitMap:
 @functools.lru_cache(maxsize=64)
 def _unit_map(shapes: tuple[tuple[str, Shape], ...], options: UnitOptions) -> UnitMap:
   specs = read_units(shapes, options)
-  heads = {s.path: s.shape[0] for s in specs.values() if s.of_heads}
-  if len(set(heads.values())) > 1:
-    raise ValueError(
-      "All heads of a model must agree on num_heads, the leading axis of their "
-      f"parameters, got {heads}. Write the same num_heads= in every MultiHead."
-    )
+  arrays = {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in shapes}
   # A group's members have equal unit shapes: read_units has made sure of it.
   drawn = [s for s in specs.values() if s.kind not in ("head", "frozen")]
   sizes = {s.group: s.num_units for s in drawn}
@@ -253,7 +247,7 @@ def _unit_map(shapes: tuple[tuple[str, Shape], ...], options: UnitOptions) -> Un
   for name in sorted(sizes):
     groups[name] = slice(end, end + sizes[name])
     end += sizes[name]
-  return UnitMap(specs, groups, next(iter(heads.values()), 0), end)
+  return UnitMap(specs, groups, count_heads("init()", arrays), end)
 
 
 def stable_hash(name: str) -> int:

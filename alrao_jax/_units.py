@@ -14,7 +14,12 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from ._checks import check_parameter, check_tree
+from ._checks import (
+  check_parameter,
+  check_tree,
+  refuse_removed,
+  refuses_removed,
+)
 from ._rules import (
   Override,
   Shape,
@@ -26,7 +31,7 @@ from ._rules import (
   parse_override,
   read,
 )
-from ._tree import HEADS_REGEX, flatten_with_paths, head_name
+from ._tree import flatten_with_paths, head_name
 
 
 @dataclass(frozen=True)
@@ -40,11 +45,11 @@ class UnitOptions:
     overrides: Pairs ``(pattern, what)``; the first whose pattern is found in a
       parameter's path by ``re.search`` decides. ``what`` is a tuple of axes,
       :class:`Units`, ``"per_weight"``, ``"one_rate"`` or ``"frozen"``. Only
-      ``"frozen"`` is for heads too.
+      ``"frozen"`` is for heads too. ``(("", "per_weight"),)`` gives each single weight
+      its own rate, for studies: the papers' appendix E finds it inferior, and it costs
+      one float a weight.
     strict: Whether a parameter that no rule knows is an error.
     unit_axis: ``"last"``, or ``"first"`` for trees with units on axis 0 (Equinox).
-    heads: Regular expression for the paths of the heads' parameters; None: no heads.
-    granularity: ``"per_unit"``, or ``"per_weight"``: a rate for each weight.
 
   Raises:
     TypeError: An override is no pair of a regular expression and axes.
@@ -60,8 +65,12 @@ class UnitOptions:
   overrides: tuple[Override, ...] = ()
   strict: bool = False
   unit_axis: Literal["last", "first"] = "last"
-  heads: str | None = HEADS_REGEX
-  granularity: str = "per_unit"
+
+  def __new__(cls, *args: Any, **kwargs: Any):
+    """Refuses fields that were taken out."""
+    del args
+    refuse_removed("UnitOptions()", kwargs, cls.__dataclass_fields__)
+    return super().__new__(cls)
 
   def __post_init__(self):
     if isinstance(self.overrides, str) or not isinstance(self.overrides, Iterable):
@@ -71,19 +80,31 @@ class UnitOptions:
       )
     parsed = tuple(parse_override(override) for override in self.overrides)
     object.__setattr__(self, "overrides", parsed)  # frozen, but for its own making
-    for name, allowed in (
-      ("unit_axis", ("last", "first")),
-      ("granularity", ("per_unit", "per_weight")),
-    ):
-      if (value := getattr(self, name)) not in allowed:
-        raise ValueError(
-          f"UnitOptions({name}=...) must be one of {allowed}, got {value!r}."
-        )
+    if self.unit_axis not in ("last", "first"):
+      raise ValueError(
+        f"UnitOptions(unit_axis=...) must be 'last' or 'first', got {self.unit_axis!r}."
+      )
+    if not isinstance(self.strict, bool):
+      raise TypeError(
+        f"UnitOptions(strict=...) must be True or False, got {self.strict!r}."
+      )
 
 
-def unit_specs(
-  params: Any, options: UnitOptions = UnitOptions()
-) -> dict[str, UnitSpec]:
+def check_options(call: str, units: Any) -> None:
+  """Refuses what is no :class:`UnitOptions`, such as overrides alone.
+
+  Raises:
+    TypeError: It is something else.
+  """
+  if not isinstance(units, UnitOptions):
+    raise TypeError(
+      f"{call.removesuffix('()')}(units=...) must be UnitOptions, got {units!r}. Write "
+      "units=alrao_jax.UnitOptions(overrides=[(r'dense/kernel$', (0,))])."
+    )
+
+
+@refuses_removed
+def unit_specs(params: Any, units: UnitOptions = UnitOptions()) -> dict[str, UnitSpec]:
   """Reads the units of every parameter from the shapes in a tree.
 
   What shapes can't tell, ``unit_overrides(model)`` of ``alrao_jax.linen`` and
@@ -95,13 +116,13 @@ def unit_specs(
   Args:
     params: Pytree of arrays or ``jax.ShapeDtypeStruct``: a linen or haiku dict, an
       ``nnx.State``, boxed or pure, an Equinox module, any nested dict.
-    options: See :class:`UnitOptions`.
+    units: How to read them.
 
   Returns:
     The :class:`UnitSpec` of each leaf by path, in the tree's order.
 
   Raises:
-    TypeError: A leaf is no array of a floating dtype.
+    TypeError: A leaf is no array of a floating dtype, ``units`` no options.
     ValueError: An override matches nothing or doesn't fit; a bias fits no axes of its
       kernel, or several; gates don't divide; members of a group have different unit
       shapes; with ``strict``, no rule knows a leaf.
@@ -112,7 +133,8 @@ def unit_specs(
     >>> specs["kernel"].axes, specs["kernel"].num_units
     ((1,), 5)
   """
-  return read_units(shapes_of(params), options)
+  check_options("unit_specs()", units)
+  return read_units(shapes_of(params), units)
 
 
 def shapes_of(params: Any) -> tuple[tuple[str, Shape], ...]:
@@ -131,12 +153,8 @@ def read_units(
   """:func:`unit_specs`, from what :func:`shapes_of` returned."""
   heads, body = {}, {}
   for path, shape in shapes:
-    (body if head_name(path, options.heads) is None else heads)[path] = shape
-  overrides = options.overrides
-  if options.granularity == "per_weight":
-    words = tuple((p, what) for p, what in overrides if isinstance(what, str))
-    overrides = (*words, ("", "per_weight"))
-  given = match_overrides(body, heads, overrides)
+    (body if head_name(path) is None else heads)[path] = shape
+  given = match_overrides(body, heads, options.overrides)
   tree = Shapes(body, heads, options.unit_axis, given)
   specs = {path: read(tree, path) for path, _ in shapes}
   if options.strict:
@@ -192,14 +210,14 @@ def _settle_groups(specs: dict[str, UnitSpec]) -> dict[str, UnitSpec]:
   return specs
 
 
-def describe_units(params: Any, **options: Any) -> str:
+@refuses_removed
+def describe_units(params: Any, units: UnitOptions = UnitOptions()) -> str:
   """Describes the units of every parameter in a table, before any training.
 
   Args:
     params: Pytree of arrays or ``jax.ShapeDtypeStruct``, such as the parameters that
       the optimizer is given, or ``jax.eval_shape`` of their initialisation.
-    **options: Those of :class:`UnitOptions`: ``overrides``, ``heads``, ``strict``,
-      ``unit_axis``, ``granularity``.
+    units: How to read them.
 
   Returns:
     A line for each parameter: its path, its shape, the axes that index its units (with
@@ -208,8 +226,8 @@ def describe_units(params: Any, **options: Any) -> str:
     count the rates that are drawn and name what was assumed.
 
   Raises:
-    TypeError: An option is unknown, or a leaf is no array of a floating dtype.
-    ValueError: As :func:`unit_specs` does.
+    TypeError: As :func:`unit_specs`.
+    ValueError: As :func:`unit_specs`.
 
   Example:
     >>> import jax.numpy as jnp
@@ -220,7 +238,8 @@ def describe_units(params: Any, **options: Any) -> str:
     dense/t       ()      ()         dense/t      1  scalar
     6 rates for 16 parameters in 2 groups.
   """
-  specs = list(unit_specs(params, UnitOptions(**options)).values())
+  check_options("describe_units()", units)
+  specs = list(unit_specs(params, units).values())
   header = ("parameter", "shape", "unit axes", "group", "units", "rule")
   lines = columns([header, *map(_row, specs)], right={4})
   drawn = [s for s in specs if s.kind not in ("frozen", "head")]
