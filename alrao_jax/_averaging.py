@@ -28,8 +28,11 @@ class Averaging(NamedTuple):
     update: ``update(state, head_log_likelihoods) -> state``, after one observation.
       ``head_log_likelihoods`` has shape ``(N,)``: how well each head predicted this
       mini-batch, in nats an example, measured before the step's update. A head at
-      ``-inf``, ``+inf`` or NaN is out for this observation. If that leaves no weight
-      at all, the observation is ignored. The state's shapes and types never change.
+      ``-inf`` or ``+inf`` is out for this observation. Of a head at NaN nothing was
+      seen: it counts as the mixture of the others, so Bayes' rule leaves its weight
+      alone. If no weight is left at all, the observation is ignored. The state's shapes
+      and types never change. (:func:`track_heads` ignores, for any method, what holds
+      no finite number or would make log-weights NaN.)
     log_weights: ``log_weights(state) -> (N,)``, the normalised log-weights with which
       to predict the next observation.
 
@@ -276,7 +279,8 @@ def _update_switch(
   theta: float, scale: float, state: SwitchState, head_log_likelihoods: ArrayLike
 ) -> SwitchState:
   call = "switch().update()"
-  log_likelihoods = _observation(call, scale, state.alpha, head_log_likelihoods)
+  weights = jnp.logaddexp(state.alpha, state.beta)
+  log_likelihoods = _observation(call, scale, weights, head_log_likelihoods)
   t = state.count.astype(state.alpha.dtype)
   # Bayes' rule on all 2N entries.
   alpha = state.alpha + log_likelihoods
@@ -341,21 +345,30 @@ def _uniform(call: str, num_heads: int, dtype: DTypeLike) -> jax.Array:
 
 
 def _observation(
-  call: str, scale: float, like: jax.Array, head_log_likelihoods: ArrayLike
+  call: str, scale: float, weights: jax.Array, head_log_likelihoods: ArrayLike
 ) -> jax.Array:
-  """Scaled log-likelihoods, less the best head's; ``-inf`` for heads that are out."""
+  """Scaled log-likelihoods, less the best head's; ``-inf`` for heads that are out.
+
+  A head of which nothing was seen gets the likelihood of the mixture of the others.
+  """
   # Only differences count. Taking the best to 0 first keeps the weights' digits where
   # the log-likelihoods are large, and overflows to nothing but "out".
   values = jnp.asarray(head_log_likelihoods)
-  if values.shape != like.shape:
+  if values.shape != weights.shape:
     raise ValueError(
       f"{call.removesuffix('()')}(head_log_likelihoods=...) must have shape "
-      f"{like.shape}, one mean log-likelihood a head, got {values.shape}."
+      f"{weights.shape}, one mean log-likelihood a head, got {values.shape}."
     )
-  values = values.astype(like.dtype)
-  alive = jnp.isfinite(values)
-  best = jnp.max(values, where=alive, initial=-jnp.inf)
-  return jnp.where(alive, scale * (_or_zero(values) - _or_zero(best)), -jnp.inf)
+  values = values.astype(weights.dtype)
+  unseen, finite = jnp.isnan(values), jnp.isfinite(values)
+  best = jnp.max(values, where=finite, initial=-jnp.inf)
+  scaled = jnp.where(finite, scale * (_or_zero(values) - _or_zero(best)), -jnp.inf)
+  # The mixture of the others, and 0 where these have no weight at all.
+  weights = jnp.where(unseen, -jnp.inf, weights)
+  mass = jax.nn.logsumexp(weights)
+  others = jax.nn.logsumexp(weights + scaled) - _or_zero(mass)
+  others = jnp.where(jnp.isfinite(mass) | unseen.all(), others, 0.0)
+  return jnp.where(unseen, others, scaled)
 
 
 def _or_zero(values: jax.Array) -> jax.Array:

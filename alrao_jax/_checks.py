@@ -570,7 +570,8 @@ _REMOVED = {
   ),
 }
 
-_P, _R = ParamSpec("_P"), TypeVar("_R")
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
 def refuses_removed(function: Callable[_P, _R]) -> Callable[_P, _R]:

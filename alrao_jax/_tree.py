@@ -108,8 +108,8 @@ def layers_of(call: str, tree: Any) -> dict[str, int]:
       shape = jnp.shape(leaf)
       if not shape or layers.setdefault(layer, shape[0]) != shape[0] or not shape[0]:
         raise ValueError(
-          f"{call} needs the heads on axis 0, as many in all arrays of a MultiHead, got "
-          f"{path!r} of shape {shape}."
+          f"{call} needs the heads on axis 0, the same number in all arrays of a "
+          f"MultiHead, got {path!r} of shape {shape}."
         )
   return layers
 
@@ -141,8 +141,8 @@ def need_heads(call: str, tree: Any, name: str = "params") -> int:
   """
   if not (num_heads := count_heads(call, tree)):
     raise ValueError(
-      f"{call.removesuffix('()')}({name}=...) must have heads, got no path with the key "
-      f"{HEADS!r}. Wrap the output layer in alrao_jax.linen.MultiHead or "
+      f"{call.removesuffix('()')}({name}=...) must have heads, got no path with the "
+      f"key {HEADS!r}. Wrap the output layer in alrao_jax.linen.MultiHead or "
       "alrao_jax.nnx.MultiHead."
     )
   return num_heads
