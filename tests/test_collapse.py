@@ -58,7 +58,9 @@ OPTIMIZERS = {
   "sgd": lambda: alrao.alrao(KEY),
   "momentum": lambda: alrao.alrao(KEY, optax.trace(0.9)),
   "adam": lambda: alrao.alrao(KEY, optax.scale_by_adam(), 1e-6, 1.0),
-  "redraw": lambda: alrao.alrao(KEY, redraw=True, units=alrao.UnitOptions(overrides=(("dense/kernel", (0,)),))),
+  "overrides": lambda: alrao.alrao(
+    KEY, units=alrao.UnitOptions(overrides=(("dense/kernel", (0,)),))
+  ),
   "clipped_adam": lambda: alrao.alrao(
     KEY,
     alrao.per_head(optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam())),
@@ -125,7 +127,9 @@ def trained(name):
 
 @functools.cache
 def collapsed(name):
-  return alrao.collapse(*trained(name), KEPT)
+  optimizer, params, opt_state = trained(name)
+  opt_state, params = alrao.collapse(optimizer, opt_state, params, KEPT)
+  return params, opt_state
 
 
 def shapes_of(tree):
@@ -160,7 +164,7 @@ def test_kept_heads_and_body_train_on_as_if_none_had_gone(name):
 def test_keeping_all_heads_changes_nothing(name):
   optimizer, params, opt_state = trained(name)
   kept = alrao.collapse(optimizer, opt_state, params, keep=N)
-  assert_trees_equal(kept, (params, opt_state))
+  assert_trees_equal(kept, (opt_state, params))
 
 
 @each_optimizer
@@ -186,7 +190,7 @@ def test_training_goes_on_with_one_further_compilation(name):
 def test_collapse_by_indices_compiles(name):
   optimizer, params, opt_state = trained(name)
   eager = collapsed(name)
-  jitted = jax.jit(lambda p, s: alrao.collapse(optimizer, s, p, KEPT))(
+  jitted = jax.jit(lambda p, s: alrao.collapse(optimizer, s, p, KEPT)[::-1])(
     params, opt_state
   )
   assert jax.tree.structure(jitted) == jax.tree.structure(eager)
@@ -221,7 +225,7 @@ def assert_rates_close(found, expected):
 def test_indices_in_any_order_keep_the_ladder_ascending():
   optimizer, params, opt_state = trained("momentum")
   shuffled = alrao.collapse(optimizer, opt_state, params, KEPT[::-1])
-  assert_trees_equal(shuffled, collapsed("momentum"))
+  assert_trees_equal(shuffled[::-1], collapsed("momentum"))
 
 
 def test_the_guard_goes_on_as_it_was():
@@ -299,10 +303,10 @@ def test_collapse_twice_is_collapse_once():
   optimizer, params, opt_state = trained("momentum")
   once = alrao.collapse(optimizer, opt_state, params, (3,))
   twice = alrao.collapse(optimizer, opt_state, params, KEPT)
-  twice = alrao.collapse(optimizer, (KEPT.index(3),), *twice)
-  assert_trees_equal(once[0], twice[0])
+  twice = alrao.collapse(optimizer, *twice, (KEPT.index(3),))
+  assert_trees_equal(once[1], twice[1])
   # Two normalisations instead of one; a single head's are both exact.
-  assert alrao.log_weights(twice[1]).tolist() == alrao.log_weights(once[1]).tolist()
+  assert alrao.log_weights(twice[0]).tolist() == alrao.log_weights(once[0]).tolist()
 
 
 # Of equal heads, of a clear winner and of two heads far apart.
@@ -448,17 +452,6 @@ def test_each_layers_weights_are_renormalised():
     )
 
 
-def test_heads_by_another_pattern():
-  params = {"encoder": {"decoder": jnp.ones((7, 4))}, "decoder": jnp.ones((N, 4, 3))}
-  optimizer = alrao.alrao(KEY, optax.trace(0.9), heads="^decoder")
-  opt_state = jax.jit(optimizer.init)(params)
-  opt_state, params = alrao.collapse(
-    optimizer, opt_state, params, KEPT
-  )
-  assert params["encoder"]["decoder"].shape == (7, 4)
-  assert find_state(opt_state, optax.TraceState, "trace").trace["decoder"].shape[0] == 2
-
-
 def test_averaging_of_ones_own_is_sliced():
   averaging = alrao.Averaging(
     init=lambda n, dtype=jnp.float32: {"sum": jnp.zeros(n, dtype)},
@@ -485,7 +478,7 @@ def test_vmap_over_seeds():
   collapse = lambda p, s: alrao.collapse(optimizer, s, p, KEPT)  # noqa: E731
   both = jax.vmap(collapse)(stack(params), stack(opt_state))
   assert_trees_equal(
-    jax.tree.map(lambda x: x[1], both[0]), collapse(params, opt_state)[0]
+    jax.tree.map(lambda x: x[1], both[1]), collapse(params, opt_state)[1]
   )
 
 
@@ -522,7 +515,7 @@ def test_the_best_heads_must_be_known():
 def test_parameters_without_heads_are_an_error():
   optimizer = alrao.alrao(KEY, heads=False)
   params = {"dense": make_params()["dense"]}
-  with pytest.raises(ValueError, match="must have heads.* got none"):
+  with pytest.raises(ValueError, match="must have heads, got no path"):
     alrao.collapse(optimizer, jax.jit(optimizer.init)(params), params)
 
 

@@ -136,7 +136,9 @@ def test_one_head_trains_as_the_ordinary_model_with_its_rate():
   # their last bits, sums of weight and update by 1 ulp a step, of the largest weight.
   np.testing.assert_allclose(loss, plain_loss, rtol=4 * np.finfo(np.float32).eps)
   for a, b in zip(
-    jax.tree.leaves(alrao.export(None, state.params)), jax.tree.leaves(params), strict=True
+    jax.tree.leaves(alrao.export(None, state.params)),
+    jax.tree.leaves(params),
+    strict=True,
   ):
     ulp = np.spacing(np.float32(np.abs(b).max()))
     np.testing.assert_allclose(a, b, rtol=0, atol=4 * ulp)

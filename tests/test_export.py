@@ -62,9 +62,9 @@ def opt_state(variables):
   return posterior(variables["params"])
 
 
-def posterior(params, log_likelihoods=LOG_LIKELIHOODS, **options):
+def posterior(params, log_likelihoods=LOG_LIKELIHOODS):
   """An optimizer's state whose posterior prefers head BEST."""
-  tracker = alrao.track_heads(**options)
+  tracker = alrao.track_heads()
   return jax.jit(tracker.update)(
     params, tracker.init(params), params, head_log_likelihoods=log_likelihoods
   )[1]
@@ -121,7 +121,7 @@ def test_export_undoes_load_pretrained(variables):
 
 def test_export_compiles(variables, opt_state):
   assert_trees_equal(
-    jax.jit(alrao.export)(variables, opt_state), alrao.export(opt_state, variables)
+    jax.jit(alrao.export)(opt_state, variables), alrao.export(opt_state, variables)
   )
 
 
@@ -140,7 +140,7 @@ def test_several_layers_export_each_its_own_best_head():
   layer = lambda: {"alrao_heads": {"bias": jnp.arange(float(N))}}  # noqa: E731
   params = {"a": layer(), "b": {"c": layer()}}
   observed = {"a": LOG_LIKELIHOODS, "c": LOG_LIKELIHOODS[::-1]}
-  state = posterior(params, observed, names=("a", "c"))
+  state = posterior(params, observed)
   exported = alrao.export(state, params)
   assert jax.tree.map(float, exported) == {
     "a": {"bias": 2.0},
@@ -151,13 +151,26 @@ def test_several_layers_export_each_its_own_best_head():
     "a": {"bias": 3.0},
     "b": {"c": {"bias": 0.0}},
   }
+  # So do linen's whole variables, whose heads are in several collections.
+  stats = {"b": {"c": {"alrao_heads": {"mean": 10 + jnp.arange(float(N))}}}}
+  variables = {"params": params, "batch_stats": stats}
+  for chosen in (
+    alrao.export(state, variables),
+    alrao.export(None, variables, head={"a": 2, "b/c": 1}),
+    alrao.export(state, variables, head={"a": 2, "c": 1}),
+  ):
+    assert float(chosen["params"]["a"]["bias"]) == 2.0
+    assert float(chosen["params"]["b"]["c"]["bias"]) == 1.0
+    assert float(chosen["batch_stats"]["b"]["c"]["mean"]) == 11.0
 
 
-def test_heads_by_another_pattern_keep_their_paths():
-  params = {"body": jnp.ones((N, 2)), "decoder": {"w": jnp.arange(N)}}
-  exported = alrao.export(None, params, head=BEST)
-  assert exported["decoder"]["w"] == BEST
-  assert exported["body"].shape == (N, 2)
+def test_a_multi_head_below_another_one_is_exported_too():
+  params = {
+    "alrao_heads": {"w": jnp.arange(N)},
+    "b": {"alrao_heads": {"w": jnp.ones(N)}},
+  }
+  exported = alrao.export(None, params, head={"alrao_heads": 3, "b": 0})
+  assert exported["w"] == 3 and exported["b"]["w"] == 1
 
 
 @pytest.mark.parametrize("head_axis", [None, "heads"])
@@ -343,8 +356,7 @@ def test_nnx_variables_lose_the_name_of_the_heads_axis(head_axis, stacked):
       r"must be an integer, .*got '0' of type str. Write head",
     ),
     ({"head": True}, TypeError, r"must be an integer, .*got True of type bool"),
-    ({"head": {"wrong": 1}}, ValueError, "each MultiHead under one name"),
-    ({"head": 0, "heads": "^nothing"}, ValueError, "got no path that matches"),
+    ({"head": {"wrong": 1}}, ValueError, r"head=...\) must name one MultiHead of"),
   ],
 )
 def test_what_leaves_no_head_to_take_is_an_error(variables, options, error, message):
@@ -352,9 +364,14 @@ def test_what_leaves_no_head_to_take_is_an_error(variables, options, error, mess
     alrao.export(None, variables, **options)
 
 
-def test_head_and_posterior_exclude_each_other(variables, opt_state):
-  with pytest.raises(TypeError, match="either opt_state or head"):
-    alrao.export(opt_state, variables, head=0)
+def test_a_head_that_is_given_beats_the_posterior(variables, opt_state):
+  given = alrao.export(opt_state, variables, head=0)
+  assert_trees_equal(given, alrao.export(None, variables, head=0))
+
+
+def test_a_tree_without_heads_is_an_error():
+  with pytest.raises(ValueError, match="must have heads, got no path"):
+    alrao.export(None, {"dense": jnp.ones(3)}, head=0)
 
 
 def test_a_posterior_over_other_heads_is_an_error(variables, opt_state):
@@ -386,7 +403,7 @@ def trained_schedule_free():
 
 def test_parameters_that_are_not_the_average_are_refused():
   params, state = trained_schedule_free()
-  write = r"Write export\(eval_params\(opt_state, params\), opt_state\).*head=..."
+  write = r"Write export\(opt_state, eval_params\(opt_state, params\)\).*head=..."
   with pytest.raises(ValueError, match=write):
     alrao.export(state, params)
   variables = {"params": params, "batch_stats": {"hidden": {"mean": jnp.ones(4)}}}
@@ -405,9 +422,9 @@ def test_the_average_can_not_be_compared_when_traced():
   params, state = trained_schedule_free()
   averages = alrao.eval_params(state, params)
   with pytest.raises(
-    ValueError, match=r"Write export\(eval_params.*outside of jax.jit"
+    ValueError, match=r"Write export\(opt_state, eval_params.*outside of jax.jit"
   ):
-    jax.jit(alrao.export)(averages, state)
+    jax.jit(alrao.export)(state, averages)
 
 
 def test_the_average_in_half_precision_is_exported():
@@ -442,7 +459,7 @@ def nnx_trained():
 
 def test_nnx_export_needs_the_averaged_model(nnx_trained):
   model, optimizer = nnx_trained
-  write = r"Write export\(eval_params\(opt_state, params\), opt_state\)"
+  write = r"Write export\(opt_state, eval_params\(opt_state, params\)\)"
   with pytest.raises(ValueError, match=write):
     alrao.nnx.export(model, optimizer.opt_state)
   averaged = alrao.eval_params(optimizer.opt_state, model)

@@ -142,9 +142,7 @@ def test_width_one_leaves_the_rates_alone():
 def test_units_follow_the_mean_of_several_posteriors():
   params = make_params()
   params["second"] = params["out"]
-  optimizer = alrao.schedule_free_alrao(
-    KEY, 1e-4, 1.0, narrowest=0.0
-  )
+  optimizer = alrao.schedule_free_alrao(KEY, 1e-4, 1.0, narrowest=0.0)
   update = jax.jit(optimizer.update)
   state = optimizer.init(params)
   opposed = {"out": LOG_LIKELIHOODS, "second": LOG_LIKELIHOODS[::-1]}

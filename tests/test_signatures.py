@@ -223,7 +223,9 @@ def test_what_returns_both_returns_the_state_first():
 )
 def test_state_and_parameters_swapped_are_recognised(call):
   params, optimizer = make_params(), alrao.schedule_free_alrao(KEY)
-  with pytest.raises(TypeError, match=r"\(params=...\).*an optimizer's state.*opt_state"):
+  with pytest.raises(
+    TypeError, match=r"\(params=...\).*an optimizer's state.*opt_state"
+  ):
     call(optimizer, optimizer.init(params), params)
 
 
@@ -275,7 +277,10 @@ def test_a_whole_path_beats_an_end():
   params = {"critic": heads(), "net": {"critic": heads()}}
   reports = {"critic": REPORTS["actor"], "net/critic": REPORTS["net/critic"]}
   _, state, _ = tracked(reports, params)
-  one, other = alrao.log_weights(state, "critic"), alrao.log_weights(state, "net/critic")
+  one, other = (
+    alrao.log_weights(state, "critic"),
+    alrao.log_weights(state, "net/critic"),
+  )
   assert jnp.argmax(one) == 0 and jnp.argmax(other) == 1
 
 
@@ -321,7 +326,9 @@ def test_a_multi_head_at_the_root_is_named_alrao_heads():
 
 def test_one_multi_head_has_no_name():
   optimizer, params = alrao.alrao(KEY), make_params()
-  with pytest.raises(ValueError, match=r"one posterior.*write log_weights\(opt_state\)"):
+  with pytest.raises(
+    ValueError, match=r"one posterior.*write log_weights\(opt_state\)"
+  ):
     alrao.log_weights(optimizer.init(params), "out")
 
 
