@@ -405,6 +405,10 @@ def head(shapes: Shapes, path: str) -> UnitSpec | None:
   shape = shapes.heads.get(path)
   if shape is None:
     return None
+  if not shape:
+    raise ValueError(
+      f"Parameters of heads must have the heads on axis 0, got {path!r}, of shape ()."
+    )
   return UnitSpec(path, shape, "head", (0,), "", of_heads=True)
 
 
