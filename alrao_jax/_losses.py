@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -435,7 +436,12 @@ def _without(call: str, ignored: Any, weights: Any, shape: Any, dtype: Any) -> A
 
 def _check_known(call: str, labels: Any, valid: Any, weights: Any, rule: str) -> None:
   """Refuses labels that are not valid where they and their weights are known."""
-  if not is_concrete(valid) or (weights is not None and not is_concrete(weights)):
+
+  def known(x):
+    traced = isinstance(x, jax.core.Tracer)
+    return not traced and getattr(x, "is_fully_addressable", True)  # by this host
+
+  if not known(valid) or not known(weights):
     return
   labels, wrong = np.asarray(labels), ~np.asarray(valid)
   if weights is not None and np.shape(weights) == wrong.shape[: np.ndim(weights)]:
