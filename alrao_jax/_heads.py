@@ -443,7 +443,7 @@ def follow_leader(
     leader = alrao.follow_leader(alrao.log_weights(opt_state))     # before training
     leader = alrao.follow_leader(alrao.log_weights(opt_state), leader)  # in each step
     if leader.steps >= 200:                                        # after an epoch
-      params, opt_state = alrao.collapse(optimizer, params, opt_state, keep=1)
+      opt_state, params = alrao.collapse(optimizer, opt_state, params, keep=1)
 
   Args:
     log_weights: Shape ``(num_heads,)``, from :func:`log_weights`.

@@ -321,7 +321,7 @@ def export(
 
   The layer is the best head by the posterior, as if it had been made so: the copy
   serves like any model of Flax. (For a model of another program, ``alrao_jax.export(
-  nnx.state(model), opt_state)`` is the state that ``nnx.update(plain_model, ...)``
+  opt_state, nnx.state(model))`` is the state that ``nnx.update(plain_model, ...)``
   takes.)
 
   Args:
@@ -418,8 +418,8 @@ def unit_overrides(model: nnx.Module) -> tuple[Override, ...]:
     model: A module; ``nnx.eval_shape(lambda: Model(rngs=nnx.Rngs(0)))`` will do.
 
   Returns:
-    The ``overrides`` of ``alrao_jax.alrao`` and of ``alrao_jax.describe_units``, to
-    which others may be added: the first that matches wins.
+    The overrides for ``alrao_jax.UnitOptions(overrides)``, to which others may be added:
+    the first that matches wins.
 
   Example:
     >>> import alrao_jax.nnx
