@@ -21,7 +21,6 @@ from ._checks import (
   refuses_removed,
 )
 from ._rules import (
-  Override,
   Shape,
   Shapes,
   Units,
@@ -62,7 +61,7 @@ class UnitOptions:
     True
   """
 
-  overrides: tuple[Override, ...] = ()
+  overrides: Sequence[Any] = ()
   strict: bool = False
   unit_axis: Literal["last", "first"] = "last"
 

@@ -476,8 +476,8 @@ def unit_overrides(model: nn.Module, *args: Any, **kwargs: Any) -> tuple[Overrid
     **kwargs: Likewise, such as ``train=True`` or ``method``.
 
   Returns:
-    The overrides for ``alrao_jax.UnitOptions(overrides)``, to which others may be added:
-    the first that matches wins.
+    The overrides for ``alrao_jax.UnitOptions(overrides)``, to which others may be
+    added: the first that matches wins.
 
   Example:
     >>> import flax.linen as nn, jax.numpy as jnp, alrao_jax.linen

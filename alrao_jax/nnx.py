@@ -418,8 +418,8 @@ def unit_overrides(model: nnx.Module) -> tuple[Override, ...]:
     model: A module; ``nnx.eval_shape(lambda: Model(rngs=nnx.Rngs(0)))`` will do.
 
   Returns:
-    The overrides for ``alrao_jax.UnitOptions(overrides)``, to which others may be added:
-    the first that matches wins.
+    The overrides for ``alrao_jax.UnitOptions(overrides)``, to which others may be
+    added: the first that matches wins.
 
   Example:
     >>> import alrao_jax.nnx

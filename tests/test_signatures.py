@@ -1,6 +1,7 @@
 """One spelling everywhere: units=, (opt_state, params), paths; and what was removed."""
 
 import inspect
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -96,7 +97,7 @@ def test_options_pass_inject_hyperparams():
   params = make_params()
   injected = optax.inject_hyperparams(alrao.alrao, static_args=("key",))
   optimizer = injected(KEY, units=UNITS, max_learning_rate=1.0)
-  state = optimizer.init(params)
+  state: Any = optimizer.init(params)
   assert "units" not in state.hyperparams
   expected = alrao.alrao(KEY, max_learning_rate=1.0, units=UNITS).init(params)
   np.testing.assert_array_equal(
