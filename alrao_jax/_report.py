@@ -228,7 +228,7 @@ def scalars(
     >>> opt_state = alrao.alrao(jax.random.key(0)).init(params)
     >>> print({name: round(float(x), 2) for name, x in scalars(opt_state).items()})
     {'alrao/head_0/weight': 0.5, 'alrao/head_1/weight': 0.5,
-     'alrao/effective_heads': 2.0, 'alrao/log10_rate': -2.0}
+     'alrao/effective_heads': 2.0, 'alrao/log10_rate': -2.0, ...}
   """
   found = {}
   layers = posteriors("scalars()", opt_state)
