@@ -149,6 +149,8 @@ def alrao(
   tx = optax.chain(*parts)
   if guard is not None:
     tx = skip_broken_batches(tx, units=units)
+  if not heads:
+    tx = _without_heads("alrao()", tx)
   return _checks.checked("alrao()", tx, ScaleByUnitRatesState)
 
 
@@ -159,6 +161,20 @@ def _check_flag(call, heads):
       "for a model without MultiHead. The heads' parameters are those below the key "
       "'alrao_heads'."
     )
+
+
+def _without_heads(call, tx):
+  """The optimizer of a model that is said to have no MultiHead."""
+
+  def init_fn(params):
+    if layers := _tree.layers_of(call, params):
+      raise ValueError(
+        f"{call[:-1]}heads=False) is for a model without MultiHead, got one at "
+        f"{next(iter(layers))!r}: leave heads= out."
+      )
+    return tx.init(params)
+
+  return optax.GradientTransformationExtraArgs(init_fn, tx.update)
 
 
 class DropDivergedState(NamedTuple):
@@ -552,6 +568,8 @@ def schedule_free_alrao(
   tx = optax.GradientTransformationExtraArgs(init_fn, update_fn)
   if guard is not None:
     tx = skip_broken_batches(tx, units=units)
+  if not heads:
+    tx = _without_heads(call, tx)
   return _checks.checked(call, tx, ScheduleFreeAlraoState)
 
 

@@ -1,6 +1,8 @@
 """One spelling everywhere: units=, (opt_state, params), paths; and what was removed."""
 
+import copy
 import inspect
+import pickle
 from typing import Any
 
 import jax
@@ -169,6 +171,16 @@ def test_without_heads_alrao_tracks_none():
   params = {"dense": dense()}
   optimizer = alrao.alrao(KEY, heads=False)
   optimizer.update(params, optimizer.init(params), params)
+
+
+@pytest.mark.parametrize("factory", [alrao.alrao, alrao.schedule_free_alrao])
+def test_a_model_with_heads_is_not_said_to_have_none(factory):
+  with pytest.raises(ValueError, match=r"heads=False\) .* got one at 'out'"):
+    factory(KEY, heads=False).init(make_params())
+
+
+def test_options_survive_pickle_and_copies():
+  assert pickle.loads(pickle.dumps(UNITS)) == copy.deepcopy(UNITS) == UNITS
 
 
 @pytest.mark.parametrize(
