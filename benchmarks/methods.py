@@ -379,7 +379,7 @@ def _fraction(setting: Setting) -> optax.GradientTransformation:
 
   def body(key, fraction):
     law = alrao_jax.bernoulli(rate, fraction)
-    return alrao_jax.scale_by_unit_rates(key, distribution=law, heads=None)
+    return alrao_jax.scale_by_unit_rates(key, distribution=law)
 
   return optax.partition(
     {
@@ -428,9 +428,66 @@ def upper(
 
   def make(setting: Setting) -> optax.GradientTransformation:
     low, high = min_learning_rate, setting.rate
-    return _inject(setting, None, low, high, granularity=granularity)
+    overrides = (("", "per_weight"),) if granularity == "per_weight" else ()
+    return _inject(setting, None, low, high, units=alrao_jax.UnitOptions(overrides))
 
   return ALRAO._replace(make=make)
+
+
+class RedrawnState(NamedTuple):
+  """State of `redrawn`.
+
+  Attributes:
+    key: Data of the key for the next draw.
+    inner: State of Alrao, with the rates of the last step.
+  """
+
+  key: jax.Array
+  inner: optax.OptState
+
+
+def redrawn(key: jax.Array) -> optax.GradientTransformationExtraArgs:
+  """Alrao whose units draw their rates anew at every step; the heads keep theirs.
+
+  It amounts to SGD at the mean rate, the papers' control experiment.
+
+  Args:
+    key: Random key.
+
+  Example:
+    >>> import jax, jax.numpy as jnp
+    >>> heads = {"alrao_heads": {"kernel": jnp.ones((3, 4, 2))}}
+    >>> params = {"dense": {"kernel": jnp.ones((5, 4))}, "out": heads}
+    >>> optimizer = redrawn(jax.random.key(0))
+    >>> state, kernels = optimizer.init(params), []
+    >>> for _ in range(2):
+    ...   updates, state = optimizer.update(
+    ...     params, state, params, head_log_likelihoods=jnp.zeros(3))
+    ...   kernels.append(updates["dense"]["kernel"])
+    >>> bool((kernels[0] != kernels[1]).all())
+    True
+  """
+  optimizer = alrao(key)
+
+  def is_rates(node):
+    return isinstance(node, alrao_jax.ScaleByUnitRatesState)
+
+  def init(params):
+    return RedrawnState(jnp.array(jax.random.key_data(key)), optimizer.init(params))
+
+  def update(updates, state, params=None, **extra_args):
+    now, later = jax.random.split(jax.random.wrap_key_data(state.key))
+    drawn = alrao(now).init(updates if params is None else params)
+    inner = jax.tree.map(
+      lambda old, new: old._replace(quantiles=new.quantiles) if is_rates(old) else old,
+      state.inner,
+      drawn,
+      is_leaf=is_rates,
+    )
+    updates, inner = optimizer.update(updates, inner, params, **extra_args)
+    return updates, RedrawnState(jax.random.key_data(later), inner)
+
+  return optax.GradientTransformationExtraArgs(init, update)
 
 
 class UnitMomentumState(NamedTuple):
@@ -532,5 +589,5 @@ ADAM = METHODS["adam"]._replace(make=_adam)
 # `rate` is the rate and the fraction of the units that learn, a pair.
 FRACTION = SGD._replace(make=_fraction)
 ADAM_EQUAL_HEADS = ALRAO._replace(label="Adam", make=_equal_heads)
-REDRAWN = ALRAO._replace(make=lambda setting: alrao(setting.key, redraw=True))
+REDRAWN = ALRAO._replace(make=lambda setting: redrawn(setting.key))
 UNITS_AT_MEAN_RATE = ALRAO._replace(make=_units_at(MEAN_RATE))

@@ -348,10 +348,10 @@ class Competitor:
     workload = network.workload(contender)
     state = workload.init(0, RATE if contender.optimizer == "sgd" else None)
     if contender.keep is not None:
-      params, opt_state = alrao_jax.collapse(
+      opt_state, params = alrao_jax.collapse(
         workload.make_optimizer(jax.random.key(0), None),
-        state.params,
         state.opt_state,
+        state.params,
         contender.keep,
       )
       state = state._replace(params=params, opt_state=opt_state)
@@ -448,7 +448,8 @@ def _bytes(tree: PyTree) -> float:
 def _rates_bytes(opt_state: Any) -> float:
   """Bytes of Alrao's rates, 0 without."""
   leaves = jax.tree.leaves(opt_state, is_leaf=_has_rates)
-  return float(sum(leaf.quantiles.nbytes for leaf in leaves if _has_rates(leaf)))
+  rates = [leaf for leaf in leaves if _has_rates(leaf)]
+  return float(sum(each.ladder.nbytes + each.quantiles.nbytes for each in rates))
 
 
 def _has_rates(node: Any) -> bool:

@@ -59,8 +59,8 @@ class CollapsedWorkload(ImageWorkload):
     """
     state, _ = self.step(super().init(seed, rate), self.data, super().batches(seed, 1))
     optimizer = self.make_optimizer(jax.random.key(0), rate)
-    params, opt_state = alrao_jax.collapse(
-      optimizer, state.params, state.opt_state, self._keep
+    opt_state, params = alrao_jax.collapse(
+      optimizer, state.opt_state, state.params, self._keep
     )
     return state._replace(params=params, opt_state=opt_state)
 

@@ -202,12 +202,11 @@ def q_loss(
     indices = jnp.broadcast_to(actions[:, None], (*values.shape[:-1], 1))
     return jnp.take_along_axis(values, indices, axis=-1)[..., 0]
 
-  outputs = jax.tree.map(taken, outputs)
   if not isinstance(outputs, alrao_jax.HeadOutputs):
-    log_probs = jax.scipy.stats.norm.logpdf(targets, outputs, noise_scale)
+    log_probs = jax.scipy.stats.norm.logpdf(targets, taken(outputs), noise_scale)
     return -log_probs.mean(), {}
   value, info = alrao_jax.regression_loss(
-    outputs, targets, log_weights, noise_scale=noise_scale
+    outputs.map(taken), targets, log_weights, noise_scale=noise_scale
   )
   return value, {"head_log_likelihoods": info.head_log_likelihoods}
 

@@ -190,6 +190,8 @@ class ClassifierWorkload(Workload):
     updates, opt_state = self._update(grads, state.opt_state, state.params, **extra)
     params = optax.apply_updates(state.params, updates)
     outputs = {"loss": loss, "head_weights": jnp.exp(log_weights)}
+    if self.survives_divergence:  # one broken batch would leave them NaN for good
+      batch_stats = alrao_jax.keep_finite(batch_stats, state.batch_stats)
     return State(params, batch_stats, opt_state), outputs
 
   def _refresh_step(self, batch_stats, data, batch):
