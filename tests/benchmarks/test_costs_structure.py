@@ -120,7 +120,7 @@ def test_rates_take_one_float_a_unit(network, share):
 
 
 def test_nothing_else_of_the_state_grows_with_the_network():
-  """Beside rates: four numbers a head, of `switch` and of who diverged, and counters."""
+  """Beside rates: four numbers a head, of `switch` and who diverged, and counters."""
   sizes = []
   for width in (1 / 32, 1 / 8):
     workload = NETWORK._replace(width=width).workload(ALRAO)
