@@ -21,8 +21,6 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, Literal, NamedTuple
 
-from ._tree import flatten_with_paths, head_name
-
 Shape = tuple[int, ...]
 
 
@@ -699,21 +697,18 @@ class Known(NamedTuple):
   apart: bool = False
 
 
-def overrides_from(params: Any, known: Mapping[str, Known]) -> tuple[Override, ...]:
+def overrides_from(
+  shapes: Mapping[str, Shape], known: Mapping[str, Known]
+) -> tuple[Override, ...]:
   """The overrides for those parameters whose shapes would tell something else.
 
   Args:
-    params: The parameters, arrays or ``jax.ShapeDtypeStruct``.
+    shapes: Shapes of the parameters that are no head's, by path.
     known: What the model's modules know of them, by path.
 
   Returns:
     Overrides for :class:`UnitOptions`, the fewest that are needed.
   """
-  shapes = {
-    path: tuple(leaf.shape)
-    for path, leaf in flatten_with_paths(params)[0]
-    if head_name(path) is None
-  }
   inner = {
     path: known[path].shape if path in known else shapes[path] for path in shapes
   }
