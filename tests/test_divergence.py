@@ -181,7 +181,9 @@ def _check(start, run):
   all_diverged = ~healthy.any(1)
   np.testing.assert_array_equal(run.loss == np.inf, all_diverged)
   assert np.isfinite(run.loss[~all_diverged]).all()
-  states = jax.tree.leaves(_with_start(_tracked(start[1]), tracked))
+  states = jax.tree.leaves(
+    _with_start(_posterior(_tracked(start[1])), _posterior(tracked))
+  )
   for leaf in states:
     np.testing.assert_array_equal(leaf[1:][all_diverged], leaf[:-1][all_diverged])
 
