@@ -35,6 +35,15 @@ class Averaging(NamedTuple):
       no finite number or would make log-weights NaN.)
     log_weights: ``log_weights(state) -> (N,)``, the normalised log-weights with which
       to predict the next observation.
+
+  A state may know two more things of itself, as those of this library do:
+
+  - a method ``renormalised() -> state``, for :func:`collapse`: the state with weights
+    that sum to 1 again, after every array has lost the entries of the same heads.
+    Without one, a state whose log-weights still sum to 1 stays, log-weights are
+    shifted, and any other state starts anew from the kept heads' weights;
+  - an attribute ``observations``, for :func:`report`: how many mini-batches it has
+    seen.
   """
 
   init: Callable[..., Any]
@@ -55,17 +64,81 @@ class SwitchState(NamedTuple):
   beta: jax.Array
   count: jax.Array
 
+  @property
+  def observations(self) -> jax.Array:
+    """How many observations the state has seen."""
+    return self.count - 1
+
+  def renormalised(self) -> "SwitchState":
+    """The state whose weights sum to 1; equal weights if there is no weight at all."""
+    both = jnp.stack([self.alpha, self.beta])
+    total = jax.nn.logsumexp(both)
+    # Without any weight, all is in beta: so it is where nothing switches (theta 0).
+    uniform = jnp.full_like(self.beta, -math.log(self.beta.size))
+    empty = jnp.stack([jnp.full_like(self.alpha, -jnp.inf), uniform])
+    alpha, beta = jnp.where(jnp.isfinite(total), both - total, empty)
+    return self._replace(alpha=alpha, beta=beta)
+
 
 class BayesState(NamedTuple):
   """State of `bayes`: ``log_weights``, shape ``(N,)``."""
 
   log_weights: jax.Array
 
+  def renormalised(self) -> "BayesState":
+    """The state whose weights sum to 1; equal weights if there is no weight at all."""
+    return self._replace(log_weights=log_normalised(self.log_weights))
+
 
 class FixedShareState(NamedTuple):
   """State of `fixed_share`: ``log_weights``, shape ``(N,)``."""
 
   log_weights: jax.Array
+
+  def renormalised(self) -> "FixedShareState":
+    """The state whose weights sum to 1; equal weights if there is no weight at all."""
+    return self._replace(log_weights=log_normalised(self.log_weights))
+
+
+def log_normalised(log_weights: jax.Array) -> jax.Array:
+  """Log-weights that sum to 1, equal ones if there is no weight at all.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> jnp.exp(log_normalised(jnp.log(jnp.array([0.1, 0.3])))).round(2).tolist()
+    [0.25, 0.75]
+  """
+  total = jax.nn.logsumexp(log_weights)
+  uniform = jnp.full_like(log_weights, -math.log(log_weights.size))
+  return jnp.where(jnp.isfinite(total), log_weights - total, uniform)
+
+
+def renormalised(averaging: Averaging, state: Any) -> Any:
+  """A state that has lost heads, with weights that sum to 1.
+
+  Args:
+    averaging: The method whose state it is.
+    state: Its state, every array without the entries of the lost heads. One that has no
+      method ``renormalised()`` of its own.
+
+  Returns:
+    The state as it is, if its weights sum to 1; shifted, if that is all it takes; else
+    a new one that has observed the weights of the heads.
+  """
+  log_weights = averaging.log_weights(state)
+  total = jax.nn.logsumexp(log_weights)
+
+  def shift(leaf):
+    of_heads = jnp.shape(leaf)[:1] == log_weights.shape
+    floats = jnp.issubdtype(leaf.dtype, jnp.floating)
+    return leaf - total.astype(leaf.dtype) if of_heads and floats else leaf
+
+  fresh = averaging.init(log_weights.size, log_weights.dtype)
+  fresh = averaging.update(fresh, log_normalised(log_weights))
+  for candidate in (jax.tree.map(shift, state), state):
+    sums = jnp.abs(jax.nn.logsumexp(averaging.log_weights(candidate))) < 1e-5
+    fresh = jax.tree.map(functools.partial(jnp.where, sums), candidate, fresh)
+  return fresh
 
 
 def switch(theta: float = 0.999, *, likelihood_scale: float = 1.0) -> Averaging:

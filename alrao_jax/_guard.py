@@ -1,15 +1,16 @@
 """A guard: units that explode are stopped and slowed, broken batches are skipped."""
 
 import functools
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from . import _checks, _tree, _unit_map, _units
+from . import _checks, _tree
 from ._tree import state_dtype
-from ._unit_map import unit_norms
+from ._unit_map import unit_map
+from ._units import UnitOptions, check_options
 
 # A broken batch's gradients are more than this many times the largest of late. Those of
 # ordinary batches differ by a factor of ten, of inputs times 1e4 by 1e3 and more.
@@ -71,22 +72,17 @@ class GuardUnitsState(NamedTuple):
     fingerprint: A uint32 scalar that tells whether parameters are read as they were at
       ``init``, heads left out.
     trips: How often each unit was stopped, and so slowed: int32, shape
-      ``(num_units,)``, the groups of units by name. Heads have none. Where there are no
-      units, one unused 0: not every checkpoint can hold an empty array.
+      ``(max(num_units, 1),)``, the groups of units by name. Heads have none. A vector
+      without entries holds an unused 0: not every checkpoint can hold an empty one.
   """
 
   fingerprint: jax.Array
   trips: jax.Array
 
 
+@_checks.refuses_removed
 def guard_units(
-  settings: Guard | None = None,
-  *,
-  overrides: tuple = (),
-  heads: str | None = _tree.HEADS_REGEX,
-  strict: bool = False,
-  unit_axis: Literal["last", "first"] = "last",
-  granularity: Literal["per_unit", "per_weight"] = "per_unit",
+  settings: Guard | None = None, *, units: UnitOptions = UnitOptions()
 ) -> optax.GradientTransformationExtraArgs:
   r"""Stops the updates of units that are about to explode, and slows just those units.
 
@@ -132,18 +128,14 @@ def guard_units(
 
   Args:
     settings: What :func:`guard` returned; its defaults without.
-    overrides: As given to :func:`scale_by_unit_rates`, as for all that follow.
-    heads: See :func:`scale_by_unit_rates`.
-    strict: See :func:`scale_by_unit_rates`.
-    unit_axis: See :func:`scale_by_unit_rates`.
-    granularity: See :func:`scale_by_unit_rates`.
+    units: How the units are read, as given to :func:`scale_by_unit_rates`.
 
   Returns:
     The transformation. Updates keep their sign and dtype; its ``update`` needs
     ``params``. Its state holds one int32 a unit.
 
   Raises:
-    TypeError: If ``settings`` is no :class:`Guard`.
+    TypeError: If ``settings`` is no :class:`Guard`, ``units`` no :class:`UnitOptions`.
     ValueError: At ``update``, without ``params``, or with others than those of
       ``init``; at ``init`` as :func:`unit_specs`.
 
@@ -162,17 +154,12 @@ def guard_units(
       "guard_units(settings=...) must be what alrao_jax.guard(...) returns, got "
       f"{settings!r}. Write guard_units(alrao_jax.guard(limit=1.0))."
     )
-  options = _units.UnitOptions(tuple(overrides), heads, strict, unit_axis, granularity)
-
-  def read(params):
-    specs = _units.unit_specs(params, options)
-    specs = {path: spec for path, spec in specs.items() if not spec.of_heads}
-    return specs, _unit_map.make_layout(specs)
+  check_options("guard_units()", units)
 
   def init_fn(params):
-    specs, layout = read(params)
-    fingerprint = jnp.asarray(_unit_map.fingerprint(specs), jnp.uint32)
-    return GuardUnitsState(fingerprint, jnp.zeros([max(layout.size, 1)], jnp.int32))
+    body = unit_map(params, units).body
+    fingerprint = jnp.asarray(body.fingerprint, jnp.uint32)
+    return GuardUnitsState(fingerprint, jnp.zeros([max(body.num_units, 1)], jnp.int32))
 
   def update_fn(updates, state, params=None, **extra_args):
     del extra_args
@@ -182,28 +169,18 @@ def guard_units(
         "guard_units().update() needs params, to compare updates with: write "
         "optimizer.update(grads, opt_state, params)."
       )
-    specs, layout = read(params)
-    same = state.trips.shape == (max(layout.size, 1),)
-    if same and _checks.is_concrete(state.fingerprint):
-      same = int(state.fingerprint) == _unit_map.fingerprint(specs)
-    if not same:
-      raise ValueError(
-        f"guard_units().update() got a state of {state.trips.size} units, for other "
-        f"parameters than these with {layout.size}. Call init with these parameters."
-      )
-    if not layout.size:
-      return updates, state
+    network = unit_map(params, units)
+    network.body.check("guard_units().update()", state.fingerprint, state.trips)
     dtype = state_dtype(params)
     slower = jnp.asarray(settings.slowdown, dtype) ** state.trips.astype(dtype)
-    updates = _scale(updates, specs, layout, slower)
-    length = unit_norms(specs, layout, updates, dtype)
-    weights = unit_norms(specs, layout, params, dtype)
+    updates = network.scale(updates, slower)
+    length, _ = network.body.norms(updates, dtype)
+    weights, _ = network.body.norms(params, dtype)
     fits = length <= settings.limit * jnp.maximum(weights, 1)
     # What no entry of the sum of both can exceed, so that it is finite.
     fits &= length + weights <= _largest(params)
     trips = state.trips + (~fits & ~jnp.isnan(length)).astype(jnp.int32)
-    kept = _scale(updates, specs, layout, fits.astype(dtype))
-    return kept, state._replace(trips=trips)
+    return network.keep(updates, fits), state._replace(trips=trips)
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -212,28 +189,28 @@ class SkipBrokenBatchesState(NamedTuple):
   """State of :func:`skip_broken_batches`.
 
   Attributes:
-    largest: The largest norm of each head's and each unit's gradient of late, shape
-      ``(num_heads + num_units,)``, float32 or float64, the groups of units by name; 0
-      where none was seen.
+    fingerprint: A uint32 scalar that tells whether parameters are read as they were at
+      ``init``.
+    largest_heads: The largest norm of each head's gradient of late, shape
+      ``(max(num_heads, 1),)``, float32 or float64; 0 where none was seen.
+    largest_units: The same of each unit, shape ``(max(num_units, 1),)``, the groups of
+      units by name.
     suspect: Bool scalar, whether the last step's batch looked broken.
     skipped_steps: int32 scalar, the number of steps that were skipped.
     inner: State of the transformation within.
   """
 
-  largest: jax.Array
+  fingerprint: jax.Array
+  largest_heads: jax.Array
+  largest_units: jax.Array
   suspect: jax.Array
   skipped_steps: jax.Array
   inner: Any
 
 
+@_checks.refuses_removed
 def skip_broken_batches(
-  inner: optax.GradientTransformation,
-  *,
-  overrides: tuple = (),
-  heads: str | None = _tree.HEADS_REGEX,
-  strict: bool = False,
-  unit_axis: Literal["last", "first"] = "last",
-  granularity: Literal["per_unit", "per_weight"] = "per_unit",
+  inner: optax.GradientTransformation, *, units: UnitOptions = UnitOptions()
 ) -> optax.GradientTransformationExtraArgs:
   r"""Skips the step of a batch that throws all units off, such as one not normalised.
 
@@ -257,17 +234,14 @@ def skip_broken_batches(
 
   Args:
     inner: The optimizer, which is given all arguments of ``update``.
-    overrides: As given to :func:`scale_by_unit_rates`, as for all that follow.
-    heads: See :func:`scale_by_unit_rates`.
-    strict: See :func:`scale_by_unit_rates`.
-    unit_axis: See :func:`scale_by_unit_rates`.
-    granularity: See :func:`scale_by_unit_rates`.
+    units: How the units are read, as given to :func:`scale_by_unit_rates`.
 
   Returns:
     The transformation. Updates keep their sign and dtype. Its state holds one number a
     unit, and that of ``inner``.
 
   Raises:
+    TypeError: If ``units`` is no :class:`UnitOptions`.
     ValueError: At ``init`` as :func:`unit_specs`; at ``update``, for other parameters
       than those of ``init``.
 
@@ -283,51 +257,50 @@ def skip_broken_batches(
     (0.0, 1)
   """
   inner = optax.with_extra_args_support(inner)
-  options = _units.UnitOptions(tuple(overrides), heads, strict, unit_axis, granularity)
-
-  def read(params):
-    specs = _units.unit_specs(params, options)
-    return specs, _unit_map.make_layout(specs)
+  call = "skip_broken_batches()"
+  check_options(call, units)
 
   def init_fn(params):
-    size = max(read(params)[1].size, 1)
+    network, dtype = unit_map(params, units), state_dtype(params)
     return SkipBrokenBatchesState(
-      largest=jnp.zeros([size], state_dtype(params)),
+      fingerprint=jnp.asarray(network.fingerprint, jnp.uint32),
+      largest_heads=jnp.zeros([max(network.num_heads, 1)], dtype),
+      largest_units=jnp.zeros([max(network.num_units, 1)], dtype),
       suspect=jnp.zeros([], bool),
       skipped_steps=jnp.zeros([], jnp.int32),
       inner=inner.init(params),
     )
 
   def update_fn(updates, state, params=None, **extra_args):
-    specs, layout = read(updates if params is None else params)
-    if state.largest.shape != (max(layout.size, 1),):
-      raise ValueError(
-        f"skip_broken_batches().update() got a state of {state.largest.size} units, "
-        f"for other parameters than these with {layout.size}. Call init with these "
-        "parameters."
-      )
+    network = unit_map(updates if params is None else params, units)
+    largest = (state.largest_units, state.largest_heads)
+    network.check(f"{call}.update()", state.fingerprint, *largest)
     new_updates, new_inner = inner.update(updates, state.inner, params, **extra_args)
-    dtype = state.largest.dtype
-    lengths = jnp.zeros_like(state.largest)
-    lengths = lengths.at[: layout.size].set(unit_norms(specs, layout, updates, dtype))
-    # Who has no gradient has no say: dead units, diverged heads, and where the softmax
-    # of a huge batch is 0 or 1 all that feeds right answers.
-    known = (state.largest > 0) & (lengths != 0)
-    # A comparison that is False for NaN.
-    surges = known & ~(lengths <= _SURGE * state.largest)
+    dtype = state.largest_units.dtype
+    lengths = network.norms(updates, dtype)
     broken = jnp.zeros([], bool)
-    for part in (slice(layout.num_heads), slice(layout.num_heads, None)):
-      broken |= 2 * jnp.sum(surges[part]) > jnp.sum(known[part])
+    for length, most in zip(lengths, largest, strict=True):
+      # Who has no gradient has no say: dead units, diverged heads, and where the
+      # softmax of a huge batch is 0 or 1 all that feeds right answers.
+      known = (most > 0) & (length != 0)
+      surges = known & ~(length <= _SURGE * most)  # a comparison that is False for NaN
+      broken |= 2 * jnp.sum(surges) > jnp.sum(known)
     stopped, guarded = _stopped(state.inner, new_inner)
     broken |= 2 * stopped > guarded
     skip = broken & ~state.suspect
-    seen = jnp.where(jnp.isfinite(lengths), lengths, jnp.zeros_like(lengths))
-    largest = jnp.maximum(seen, jnp.asarray(_MEMORY, dtype) * state.largest)
     kept = functools.partial(jnp.where, skip)
+
+    def grown(length, most):
+      seen = jnp.where(jnp.isfinite(length), length, jnp.zeros_like(length))
+      return kept(most, jnp.maximum(seen, jnp.asarray(_MEMORY, dtype) * most))
+
+    of_units, of_heads = map(grown, lengths, largest)
     return (
       jax.tree.map(lambda u: kept(jnp.zeros_like(u), u), new_updates),
       SkipBrokenBatchesState(
-        largest=kept(state.largest, largest),
+        fingerprint=state.fingerprint,
+        largest_heads=of_heads,
+        largest_units=of_units,
         suspect=broken,
         skipped_steps=state.skipped_steps + skip.astype(jnp.int32),
         inner=jax.tree.map(kept, state.inner, new_inner),
@@ -416,23 +389,6 @@ def keep_finite(new: Any, old: Any) -> Any:
     return jnp.where(broken[module[path]], before[path].astype(leaf.dtype), leaf)
 
   return jax.tree.unflatten(treedef, [keep(path, leaf) for path, leaf in found])
-
-
-def _scale(
-  updates: Any, specs: Any, layout: _unit_map.Layout, factors: jax.Array
-) -> Any:
-  """Multiplies each unit's update by its factor, where a factor of 0 beats NaN."""
-
-  def scale(path, update):
-    spec = specs.get(_tree.path_of(path))
-    if spec is None or spec.kind == "frozen":
-      return update
-    factor = _unit_map.rates_of_leaf(spec, factors, layout)
-    wide = update.dtype if update.dtype.itemsize >= 4 else jnp.float32
-    scaled = (update.astype(wide) * factor.astype(wide)).astype(update.dtype)
-    return jnp.where(factor == 0, jnp.zeros_like(update), scaled)
-
-  return jax.tree_util.tree_map_with_path(scale, updates)
 
 
 def _largest(params: Any) -> float:

@@ -4,23 +4,22 @@ import dataclasses
 import functools
 import math
 import os
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from . import _checks, _tree, _unit_map, _units
+from . import _checks, _tree
 from ._alrao import DropDivergedState
-from ._averaging import SwitchState
 from ._checks import optional
 from ._guard import GuardUnitsState, SkipBrokenBatchesState
 from ._heads import check_one_seed, log_weights, posteriors, tracked_heads
-from ._rates import ScaleByUnitRatesState, check_layout, rate_vector
-from ._tree import HEADS_REGEX, find_state, find_states
-from ._unit_map import unit_norms
-from ._units import UnitOptions, columns
+from ._rates import ScaleByUnitRatesState, rates_of
+from ._tree import find_state, find_states
+from ._unit_map import UnitMap, unit_map
+from ._units import UnitOptions, check_options, columns
 
 
 class Motion(NamedTuple):
@@ -35,13 +34,6 @@ class Motion(NamedTuple):
   steps: jax.Array
   moving: jax.Array
   heads_moving: jax.Array
-
-
-def head_rates(state: ScaleByUnitRatesState, num_heads: int) -> jax.Array:
-  """The rates of the heads, shape ``(num_heads,)``."""
-  return jnp.broadcast_to(
-    state.head_distribution.quantile(state.quantiles[:num_heads]), (num_heads,)
-  )
 
 
 def read_trips(opt_state: Any) -> jax.Array | None:
@@ -66,41 +58,40 @@ def read_counts(opt_state: Any) -> dict[str, jax.Array]:
 
 
 def read_guarded(
-  opt_state: Any, params: Any, options: _units.UnitOptions
+  opt_state: Any, params: Any, options: UnitOptions
 ) -> np.ndarray | None:
   """Which units a guard stopped, None without one for just these units."""
-  specs = _units.unit_specs(params, options)
-  body = {path: spec for path, spec in specs.items() if not spec.of_heads}
+  units = unit_map(params, options)
   for state in find_states(opt_state, GuardUnitsState):
-    if int(state.fingerprint) == _unit_map.fingerprint(body):
-      return np.asarray(state.trips) > 0
+    if int(state.fingerprint) == units.body.fingerprint:
+      return np.asarray(state.trips)[: units.num_units] > 0
   return None
 
 
 def read_rates(
-  call: str, opt_state: Any, params: Any, options: _units.UnitOptions
+  call: str, opt_state: Any, params: Any, options: UnitOptions
 ) -> tuple[jax.Array, jax.Array]:
   """The rates of the heads and of the units as drawn, two vectors.
 
   Raises:
     ValueError: The state is of other parameters.
   """
-  state, _, layout = _read(call, opt_state, params, options)
-  vector = rate_vector(state, layout)
-  return vector[: layout.num_heads], vector[layout.num_heads :]
+  state, units = _read(call, opt_state, params, options)
+  of_units, of_heads = rates_of(state)
+  return of_heads[: units.num_heads], of_units[: units.num_units]
 
 
 def read_motion(
-  call: str, opt_state: Any, params: Any, updates: Any, options: _units.UnitOptions
+  call: str, opt_state: Any, params: Any, updates: Any, options: UnitOptions
 ) -> Motion:
   """Reads how ``updates`` move the units.
 
   Raises:
     ValueError: The state or ``updates`` are of other parameters.
   """
-  state, specs, layout = _read(call, opt_state, params, options)
+  state, units = _read(call, opt_state, params, options)
   shapes = {path: leaf.shape for path, leaf in _tree.flatten_with_paths(updates)[0]}
-  for path, spec in specs.items():
+  for path, spec in units.specs.items():
     if shapes.get(path) != spec.shape:
       raise ValueError(
         f"{call[:-1]}updates=...) must be like params, with shape {spec.shape} for "
@@ -108,17 +99,21 @@ def read_motion(
         "optimizer.update returned, or the difference of two params."
       )
   dtype = state.quantiles.dtype
-  steps = unit_norms(specs, layout, updates, dtype)
-  weights = unit_norms(specs, layout, params, dtype)
+  lengths, weights = units.norms(updates, dtype), units.norms(params, dtype)
   # A smaller step is lost when it is added to the weights.
-  precision = jnp.asarray(_precision(specs, layout, params), dtype)
-  moving = jnp.isfinite(steps) & (steps > precision * weights)
-  heads = layout.num_heads
-  return Motion(steps[heads:], moving[heads:], moving[:heads])
+  moving = [
+    jnp.isfinite(length) & (length > jnp.asarray(precision, dtype) * weight)
+    for length, weight, precision in zip(
+      lengths, weights, _precision(units, params), strict=True
+    )
+  ]
+  body, heads = units.num_units, units.num_heads
+  return Motion(lengths[0][:body], moving[0][:body], moving[1][:heads])
 
 
 def _read(call, opt_state, params, options):
-  """The state with the rates, and the units and the layout that it was made for."""
+  """The state with the rates, and the units that it was made for."""
+  check_options(call, options)
   if len(found := find_states(opt_state, ScaleByUnitRatesState)) > 1:
     raise ValueError(
       f"{call} needs one scale_by_unit_rates, got {len(found)}. Pass the part of one: "
@@ -127,36 +122,32 @@ def _read(call, opt_state, params, options):
     )
   _checks.check_tree(call, params)
   state = find_state(opt_state, ScaleByUnitRatesState, "scale_by_unit_rates", call)
-  check_one_seed(call, state.quantiles, "num_heads + num_units")
-  specs = _units.unit_specs(params, options)
-  layout = _unit_map.make_layout(specs)
-  check_layout(call, state, layout, specs)
-  return state, specs, layout
+  check_one_seed(call, state.quantiles, "num_units")
+  units = unit_map(params, options)
+  units.check(call, state.fingerprint, state.quantiles, state.ladder)
+  return state, units
 
 
-def _precision(specs, layout, params) -> np.ndarray:
-  """The relative precision of each unit's weights, shape ``(layout.size,)``."""
+def _precision(units: UnitMap, params) -> tuple[np.ndarray, np.ndarray]:
+  """The relative precision of the weights of each unit, and of the heads."""
   leaves = dict(_tree.flatten_with_paths(params)[0])
-  heads, groups = 0.0, dict.fromkeys(layout.names, 0.0)
-  for path, spec in specs.items():
+  of_units = np.zeros(max(units.num_units, 1))
+  of_heads = np.zeros(max(units.num_heads, 1))
+  for path, spec in units.specs.items():
     precision = float(jnp.finfo(leaves[path].dtype).eps)
-    if spec.kind == "head":
-      heads = max(heads, precision)
-    elif spec.kind != "frozen":
-      groups[spec.group] = max(groups[spec.group], precision)
-  values = [heads, *groups.values()]
-  return np.repeat(values, [layout.num_heads, *layout.sizes])
+    if spec.kind != "frozen":
+      read = of_heads if spec.kind == "head" else of_units[units.groups[spec.group]]
+      np.maximum(read, precision, out=read)  # a view of the vector
+  return of_units, of_heads
 
 
+@_checks.refuses_removed
 def scalars(
   opt_state: Any,
   params: Any = None,
   updates: Any = None,
   *,
-  overrides: tuple = (),
-  heads: str | None = HEADS_REGEX,
-  unit_axis: Literal["last", "first"] = "last",
-  granularity: Literal["per_unit", "per_weight"] = "per_unit",
+  units: UnitOptions = UnitOptions(),
 ) -> dict[str, jax.Array]:
   r"""Returns the numbers that tell whether Alrao is working, to be logged each step.
 
@@ -220,14 +211,11 @@ def scalars(
       :func:`scale_by_unit_rates`.
     params: The parameters; needed with ``updates`` only, like all that follow.
     updates: What ``optimizer.update`` returned, a tree like ``params``.
-    overrides: As given to the optimizer.
-    heads: As given to the optimizer.
-    unit_axis: As given to the optimizer.
-    granularity: As given to the optimizer.
+    units: How the units are read, as given to the optimizer.
 
   Returns:
-    Scalars by name. With ``names``, names of layers, the posteriors' keys begin with
-    ``alrao/<name>/`` instead.
+    Scalars by name. With several MultiHeads, the posteriors' keys begin with
+    ``alrao/<path of the MultiHead>/`` instead.
 
   Raises:
     ValueError: If ``opt_state`` holds no such state, several posteriors, or one for
@@ -240,7 +228,7 @@ def scalars(
     >>> opt_state = alrao.alrao(jax.random.key(0)).init(params)
     >>> print({name: round(float(x), 2) for name, x in scalars(opt_state).items()})
     {'alrao/head_0/weight': 0.5, 'alrao/head_1/weight': 0.5,
-     'alrao/effective_heads': 2.0, 'alrao/log10_rate': -2.0}
+     'alrao/effective_heads': 2.0, 'alrao/log10_rate': -2.0, ...}
   """
   found = {}
   layers = posteriors("scalars()", opt_state)
@@ -255,8 +243,8 @@ def scalars(
     for head, weight in enumerate(weights):
       found[f"{prefix}head_{head}/weight"] = weight
     found[f"{prefix}effective_heads"] = effective_heads(each)
-    if len(rates) == 1:
-      log10_rates = jnp.log10(head_rates(rates[0], len(weights))).astype(weights.dtype)
+    if len(rates) == 1 and rates[0].ladder.shape == weights.shape:
+      log10_rates = jnp.log10(rates_of(rates[0])[1]).astype(weights.dtype)
       found[f"{prefix}log10_rate"] = jnp.sum(weights * log10_rates)
     found[f"{prefix}heads_diverged"] = jnp.sum(tracked[name].diverged)
     found[f"{prefix}all_heads_diverged_steps"] = tracked[name].all_diverged_steps
@@ -266,8 +254,7 @@ def scalars(
         "scalars(updates=...) needs params, to compare updates with: write "
         "scalars(opt_state, params, updates)."
       )
-    options = UnitOptions(tuple(overrides), heads, False, unit_axis, granularity)
-    motion = read_motion("scalars()", opt_state, params, updates, options)
+    motion = read_motion("scalars()", opt_state, params, updates, units)
     if motion.heads_moving.size:
       found["alrao/heads_moving"] = jnp.sum(motion.heads_moving)
     if motion.moving.size:
@@ -417,16 +404,14 @@ class Report:
     plot(self, path)
 
 
+@_checks.refuses_removed
 def report(
   opt_state: Any,
   params: Any,
   updates: Any = None,
   *,
   name: str | None = None,
-  overrides: tuple = (),
-  heads: str | None = HEADS_REGEX,
-  unit_axis: Literal["last", "first"] = "last",
-  granularity: Literal["per_unit", "per_weight"] = "per_unit",
+  units: UnitOptions = UnitOptions(),
 ) -> Report:
   r"""Reports which rates live and which head wins.
 
@@ -457,11 +442,8 @@ def report(
     params: The parameters.
     updates: A tree like ``params``, what ``optimizer.update`` returned or a difference
       of parameters; without it nothing is said about who moves.
-    name: Which heads, where the optimizer was given ``names``.
-    overrides: As given to the optimizer.
-    heads: As given to the optimizer.
-    unit_axis: As given to the optimizer.
-    granularity: As given to the optimizer.
+    name: Which heads, where the model has several MultiHeads; see :func:`log_weights`.
+    units: How the units are read, as given to the optimizer.
 
   Returns:
     The :class:`Report`.
@@ -487,14 +469,13 @@ def report(
       f"{call} looks at values, which are not known while JAX traces. Call it outside "
       "jit, or write alrao_jax.scalars(...) inside."
     )
-  options = UnitOptions(tuple(overrides), heads, False, unit_axis, granularity)
-  rates = read_rates(call, opt_state, params, options)
+  rates = read_rates(call, opt_state, params, units)
   ladder, rates = (np.asarray(each, np.float64) for each in rates)
   motion = None
   if updates is not None:
-    motion = read_motion(call, opt_state, params, updates, options)
+    motion = read_motion(call, opt_state, params, updates, units)
     motion = jax.device_get(motion)
-  decades = _decades(rates, motion, read_guarded(opt_state, params, options))
+  decades = _decades(rates, motion, read_guarded(opt_state, params, units))
   counts = {name: int(count) for name, count in read_counts(opt_state).items()}
   counted = {
     name: counts.get(name)
@@ -511,7 +492,10 @@ def report(
       f"for {ladder.size} heads among params. Pass the state and the params of that "
       "scale_by_unit_rates that holds the heads' rates."
     )
-  tracked = tracked_heads(opt_state)[name]
+  layers = tracked_heads(opt_state)
+  if None not in layers:
+    name = _tree.match_layer("report(name=...)", name, map(str, layers))
+  tracked = layers[name]
   each = tuple(
     HeadReport(
       float(ladder[j]),
@@ -521,16 +505,13 @@ def report(
     )
     for j in range(len(weights))
   )
-  averaging = tracked.averaging
+  seen = getattr(tracked.averaging, "observations", None)
   return Report(
     each,
     decades,
     learning_rate=float(np.exp(weights @ np.log(ladder) / weights.sum())),
     effective_heads=float(effective_heads(log_a)),
-    # Only switch counts, and begins at 1.
-    observations=(
-      int(averaging.count) - 1 if isinstance(averaging, SwitchState) else None
-    ),
+    observations=None if seen is None else int(seen),
     all_heads_diverged_steps=int(tracked.all_diverged_steps),
     **counted,
   )

@@ -515,3 +515,20 @@ def test_the_states_are_the_documented_ones():
   assert isinstance(switch().init(2), _averaging.SwitchState)
   assert isinstance(bayes().init(2), _averaging.BayesState)
   assert isinstance(fixed_share(0.1).init(2), _averaging.FixedShareState)
+
+
+@pytest.mark.parametrize(
+  "averaging", [switch(), switch(0.0), bayes(), fixed_share(0.1)]
+)
+def test_a_state_that_lost_heads_sums_to_one(averaging):
+  state = averaging.update(averaging.init(4), jnp.array([-1.0, -2.0, -3.0, -0.5]))
+  before = averaging.log_weights(state)[:2]
+  lost = jax.tree.map(lambda leaf: leaf[:2] if leaf.ndim else leaf, state)
+  kept = lost.renormalised()
+  leaves = [leaf for leaf in jax.tree.leaves(kept) if leaf.ndim]
+  assert abs(float(jax.nn.logsumexp(jnp.concatenate(leaves)))) < 1e-6
+  weights = averaging.log_weights(kept)
+  np.testing.assert_allclose(weights, jax.nn.log_softmax(before), atol=1e-6)
+  none = jax.tree.map(lambda x: jnp.full_like(x, -jnp.inf) if x.ndim else x, lost)
+  uniform = averaging.log_weights(none.renormalised())
+  np.testing.assert_allclose(uniform, jnp.log(jnp.full(2, 0.5)), atol=1e-6)

@@ -13,10 +13,9 @@ from flax import nnx
 import alrao_jax as alrao
 import alrao_jax.linen
 import alrao_jax.nnx
-from alrao_jax import _unit_map, _units
 from alrao_jax._guard import GuardUnitsState
 from alrao_jax._tree import find_state
-from alrao_jax._unit_map import unit_norms
+from alrao_jax._unit_map import unit_map
 
 NUM_HEADS = 3
 LOG_LIKELIHOODS = np.array([-3.0, -2.0, -1.0], np.float32)
@@ -52,8 +51,9 @@ def train(guard, highest, steps, heads):
   """Trains a deep network on blobs; returns parameters, state and losses."""
   images, labels = blobs()
   model = MLP(4, heads)
-  regex = {} if heads else {"heads": None}
-  optimizer = alrao.alrao(jax.random.key(0), None, 1e-5, highest, guard=guard, **regex)
+  optimizer = alrao.alrao(
+    jax.random.key(0), None, 1e-5, highest, guard=guard, heads=heads
+  )
 
   def loss_fn(params, state):
     outputs = model.apply({"params": params}, images)
@@ -111,8 +111,8 @@ def test_a_well_behaved_run_is_left_alone_to_the_last_bit(dtype):
   images, labels = blobs(dtype)
   model = MLP(1, False, dtype)
   params = jax.jit(model.init)(jax.random.key(3), images)["params"]
-  rates = alrao.scale_by_unit_rates(jax.random.key(0), 1e-5, 0.3, heads=None)
-  guarded = alrao.guard_units(heads=None)
+  rates = alrao.scale_by_unit_rates(jax.random.key(0), 1e-5, 0.3)
+  guarded = alrao.guard_units()
 
   @jax.jit
   def step(params):
@@ -278,9 +278,9 @@ def test_gates_of_a_cell_count_as_one_unit():
     shapes,
     is_leaf=lambda node: isinstance(node, tuple),
   )
-  specs = _units.unit_specs({"cell": cell})
-  assert {spec.tiles for spec in specs.values()} == {4}
-  norms = unit_norms(specs, _unit_map.make_layout(specs), {"cell": cell}, jnp.float32)
+  units = unit_map({"cell": cell})
+  assert {spec.tiles for spec in units.specs.values()} == {4}
+  norms, _ = units.norms({"cell": cell}, jnp.float32)
   rows = np.concatenate([np.reshape(leaf, (-1, 8)) for leaf in jax.tree.leaves(cell)])
   expected = [np.sqrt((rows[:, unit::2] ** 2).sum()) for unit in range(2)]
   np.testing.assert_allclose(norms, expected, rtol=8 * 1.2e-7)
@@ -386,7 +386,9 @@ def test_dtypes_never_change(dtype):
 def test_overrides_and_frozen_parameters_are_read_as_by_the_rates():
   params = make_params()
   overrides = (("^dense/", "frozen"), ("^conv/kernel", "one_rate"))
-  optimizer = alrao.alrao(jax.random.key(0), overrides=overrides, guard=alrao.guard())
+  optimizer = alrao.alrao(
+    jax.random.key(0), units=alrao.UnitOptions(overrides=overrides), guard=alrao.guard()
+  )
   got, state = run(optimizer, params)
   assert trips_of(state).shape == (1 + 5,)
   assert_trees_equal(got["dense"], params["dense"])
@@ -402,7 +404,7 @@ def test_an_nnx_optimizer_takes_it():
   model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
   before = np.asarray(model.kernel[...])
   key = jax.random.key(0)
-  tx = alrao.alrao(key, None, 1e5, 1e6, heads=None, guard=alrao.guard())
+  tx = alrao.alrao(key, None, 1e5, 1e6, heads=False, guard=alrao.guard())
   optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
   for trips in ([0, 0], [1, 1]):  # the batch is to blame first, the units then
     optimizer.update(model, jax.tree.map(jnp.ones_like, nnx.state(model, nnx.Param)))
@@ -436,11 +438,11 @@ def test_errors_say_what_to_write():
     ValueError, match=r"needs params.*update\(grads, opt_state, params"
   ):
     guarded.update(params, state)
-  with pytest.raises(ValueError, match="a state of 9 units, for other .* with 4"):
+  with pytest.raises(ValueError, match="a state of 9 units, made for other .* with 4"):
     guarded.update({"dense": params["dense"]}, state, {"dense": params["dense"]})
   renamed = {**params, "last": params["dense"]}
   del renamed["dense"]
-  with pytest.raises(ValueError, match="a state of 9 units, for other .* with 9"):
+  with pytest.raises(ValueError, match="a state of 9 units, made for other .* with 9"):
     guarded.update(renamed, state, renamed)
   with pytest.raises(ValueError, match=r"guard\(limit=...\) must be positive, got 0"):
     alrao.guard(limit=0)
@@ -623,7 +625,6 @@ SKIPPING = {
     1e-6,
     0.1,
     schedule=optax.linear_schedule(1.0, 0.0, 100),
-    redraw=True,
     guard=alrao.guard(),
   ),
   "noise": lambda key: alrao.alrao(
@@ -662,7 +663,8 @@ def test_a_broken_batch_leaves_no_trace(name, size):
   assert not any(leaf.any() for leaf in jax.tree.leaves(updates))
   after = driver.state
   assert_trees_equal(after.inner, before.inner)
-  assert_trees_equal(after.largest, before.largest)
+  assert_trees_equal(after.largest_heads, before.largest_heads)
+  assert_trees_equal(after.largest_units, before.largest_units)
   assert (int(before.skipped_steps), int(after.skipped_steps)) == (0, 1)
   # The next step is made as ever.
   updates = driver.step(0.1)
@@ -690,7 +692,7 @@ def test_broken_batches_far_apart_are_each_skipped():
 def test_half_of_the_units_are_no_batch():
   params = {"dense": {"kernel": jnp.ones((3, 4))}}
   optimizer = alrao.alrao(
-    jax.random.key(0), None, 0.1, 0.1, heads=None, guard=alrao.guard()
+    jax.random.key(0), None, 0.1, 0.1, heads=False, guard=alrao.guard()
   )
   fine = {"dense": {"kernel": jnp.full((3, 4), 0.1)}}
   for units, skipped in ((2, 0), (3, 1)):
@@ -844,9 +846,11 @@ def test_no_leaf_of_a_state_is_empty_and_orbax_restores_it(part, tmp_path):
     del params["out"]
   if part == "heads":
     params = {"out": params["out"]}
-  heads = {"heads": None} if part == "body" else {}
   optimizer = alrao.alrao(
-    jax.random.key(0), optax.scale_by_adam(), guard=alrao.guard(), **heads
+    jax.random.key(0),
+    optax.scale_by_adam(),
+    guard=alrao.guard(),
+    heads=part != "body",
   )
   if part == "nothing":  # all is another transformation's
     params = {"a": jnp.ones(2)}
