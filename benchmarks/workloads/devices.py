@@ -162,7 +162,7 @@ def state_shardings(mesh: Mesh, optimizer: Any, state: Any) -> Any:
   if mesh.shape[HEADS] == 1:  # nor need there be any heads
     return jax.tree.map(lambda _: _everywhere(mesh), state)
   try:
-    params, opt_state = alrao_jax.head_shardings(optimizer, state.params, mesh, HEADS)
+    opt_state, params = alrao_jax.head_shardings(optimizer, state.params, mesh, HEADS)
   except ValueError as error:
     raise OptionError(f"--mesh-heads: {error}") from error
   batch_stats = alrao_jax.tree_head_shardings(state.batch_stats, mesh, HEADS)
