@@ -326,7 +326,7 @@ def _with_dtypes_of(like, tree):
 
 
 def _add_decayed_weights(call: str, weight_decay: optax.ScalarOrSchedule, mask: Any):
-  """`optax.add_decayed_weights`, whatever the type of the number or its schedule."""
+  """:func:`optax.add_decayed_weights` for a number or a schedule of any dtype."""
   number: Any = weight_decay
   if not callable(weight_decay):
     _checks.check_non_negative(call, "weight_decay", weight_decay)
@@ -391,10 +391,10 @@ class GatherUnitsState(NamedTuple):
     collapsed: A bool scalar: whether heads were taken out since the last update. The
       next one then leaves the units' bounds where they are.
     interval: Shape ``(2,)``, both ends of the optimizer's interval at the last
-      collapse; before one, at `init`.
+      collapse; before one, at ``init``.
     bounds: Shape ``(2,)``, the bounds that the units' rates had then.
     drawn: Shape ``(2,)``, how far the posterior drew in both ends of the interval
-      then, as shares of its width; 0 at `init`.
+      then, as shares of its width; 0 at ``init``.
     rates: State of :func:`scale_by_unit_rates`, with the units' bounds of now.
   """
 
@@ -718,7 +718,7 @@ def _scale_by_root_mean_square(b2: Any, eps: Any):
 
 
 def _scale_by_gathered_rates(key, interval, narrowest, units):
-  """`scale_by_unit_rates` whose units gather around what the posterior finds."""
+  """:func:`scale_by_unit_rates` whose units gather around what the posterior finds."""
 
   def scale_by(law):
     return scale_by_unit_rates(key, *interval, distribution=law, units=units)

@@ -52,7 +52,7 @@ class Averaging(NamedTuple):
 
 
 class SwitchState(NamedTuple):
-  """State of `switch`.
+  """State of :func:`switch`.
 
   Attributes:
     alpha: Shape ``(N,)``, log-weight of "head j now, and may still switch".
@@ -81,7 +81,7 @@ class SwitchState(NamedTuple):
 
 
 class BayesState(NamedTuple):
-  """State of `bayes`: ``log_weights``, shape ``(N,)``."""
+  """State of :func:`bayes`: ``log_weights``, shape ``(N,)``."""
 
   log_weights: jax.Array
 
@@ -91,7 +91,7 @@ class BayesState(NamedTuple):
 
 
 class FixedShareState(NamedTuple):
-  """State of `fixed_share`: ``log_weights``, shape ``(N,)``."""
+  """State of :func:`fixed_share`: ``log_weights``, shape ``(N,)``."""
 
   log_weights: jax.Array
 
@@ -164,17 +164,19 @@ def switch(theta: float = 0.999, *, likelihood_scale: float = 1.0) -> Averaging:
 
   Args:
     theta: Probability of a further switch, a Python number in ``[0, 1]``. 0 is
-      `bayes`; 0.999 is the papers' value.
+      :func:`bayes`; 0.999 is the papers' value.
     likelihood_scale: Positive factor of the log-likelihoods. 1 takes a mini-batch's
       mean as one observation, as the papers' experiments do; the batch size takes each
       example as one.
 
   Returns:
-    An `Averaging` with `SwitchState`.
+    An :class:`Averaging` with :class:`SwitchState`.
 
   Raises:
-    ValueError: ``theta`` outside ``[0, 1]``, or ``likelihood_scale`` not positive.
-    TypeError: Either is no Python number (they are fixed when the program is traced).
+    ValueError: If ``theta`` is outside ``[0, 1]``, or ``likelihood_scale`` is not
+      positive.
+    TypeError: If either is no Python number (they are fixed when the program is
+      traced).
 
   Example:
     >>> import jax.numpy as jnp
@@ -208,10 +210,10 @@ def bayes(*, likelihood_scale: float = 1.0) -> Averaging:
   same as ``switch(theta=0)``. A head that once was out stays out.
 
   Args:
-    likelihood_scale: Positive factor of the log-likelihoods, see `switch`.
+    likelihood_scale: Positive factor of the log-likelihoods, see :func:`switch`.
 
   Returns:
-    An `Averaging` with `BayesState`. Raises as `switch`.
+    An :class:`Averaging` with :class:`BayesState`. Raises as :func:`switch`.
 
   Example:
     >>> import jax.numpy as jnp
@@ -240,11 +242,11 @@ def fixed_share(rate: float, *, likelihood_scale: float = 1.0) -> Averaging:
 
   Args:
     rate: Probability of drawing a new head at a step, a Python number in ``[0, 1]``.
-      0 is `bayes`, 1 keeps equal weights.
-    likelihood_scale: Positive factor of the log-likelihoods, see `switch`.
+      0 is :func:`bayes`, 1 keeps equal weights.
+    likelihood_scale: Positive factor of the log-likelihoods, see :func:`switch`.
 
   Returns:
-    An `Averaging` with `FixedShareState`. Raises as `switch`.
+    An :class:`Averaging` with :class:`FixedShareState`. Raises as :func:`switch`.
 
   Example:
     >>> import jax.numpy as jnp

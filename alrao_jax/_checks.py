@@ -35,8 +35,8 @@ def check_positive(call: str, name: str, value: Any) -> None:
     value: A number, or an array of which every entry must obey.
 
   Raises:
-    ValueError: The value breaks the rule.
-    TypeError: The value is no number.
+    ValueError: If the value breaks the rule.
+    TypeError: If the value is no number.
   """
   numbers = _numbers(call, name, value)
   if numbers is None:
@@ -55,8 +55,8 @@ def check_non_negative(call: str, name: str, value: Any) -> None:
     value: A number, or an array of which every entry must obey.
 
   Raises:
-    ValueError: The value breaks the rule.
-    TypeError: The value is no number.
+    ValueError: If the value breaks the rule.
+    TypeError: If the value is no number.
   """
   numbers = _numbers(call, name, value)
   if numbers is None:
@@ -82,8 +82,8 @@ def check_interval(
     names: What the two arguments are called.
 
   Raises:
-    ValueError: A bound breaks the rule, or the bounds are reversed.
-    TypeError: A bound is no number.
+    ValueError: If a bound breaks the rule, or the bounds are reversed.
+    TypeError: If a bound is no number.
   """
   check_positive(call, names[0], low)
   check_positive(call, names[1], high)
@@ -112,8 +112,8 @@ def check_probability(call: str, name: str, value: Any, *, open: bool = False) -
     open: Whether the two ends are refused.
 
   Raises:
-    ValueError: The value breaks the rule.
-    TypeError: The value is no number.
+    ValueError: If the value breaks the rule.
+    TypeError: If the value is no number.
   """
   numbers = _numbers(call, name, value)
   if numbers is None:
@@ -137,8 +137,8 @@ def check_count(call: str, name: str, value: Any) -> None:
     value: A Python or NumPy integer; a bool is none.
 
   Raises:
-    ValueError: The integer is below 1.
-    TypeError: The value is no integer, or a traced one.
+    ValueError: If the integer is below 1.
+    TypeError: If the value is no integer, or a traced one.
   """
   where = _where(call, name)
   if isinstance(value, jax.core.Tracer):
@@ -165,8 +165,8 @@ def check_key(call: str, key: Any) -> None:
       ``(4,)``. Tracers of either pass.
 
   Raises:
-    TypeError: It is something else (a seed, an optimizer).
-    ValueError: It is an array of several keys.
+    TypeError: If it is something else (a seed, an optimizer).
+    ValueError: If it is an array of several keys.
   """
   where = _where(call, "key")
   write = f"write {call.removesuffix('()')}(jax.random.key(0), ...)"
@@ -217,7 +217,7 @@ def _numbers(call: str, name: str, value: Any) -> np.ndarray | None:
   """The value to look at, or None for a tracer.
 
   Raises:
-    TypeError: The value is no number.
+    TypeError: If the value is no number.
   """
   if isinstance(value, jax.core.Tracer):
     return None
@@ -244,7 +244,7 @@ def optional(call: str, module: str, instead: str) -> Any:
     The module.
 
   Raises:
-    ImportError: The package is not installed.
+    ImportError: If the package is not installed.
 
   Example:
     >>> optional("median()", "statistics", "sorted() does without.").median([3, 1, 2])
@@ -313,7 +313,7 @@ def refuse_removed(call: str, given: Mapping[str, Any], taken: Any = ()) -> None
     taken: The names that it does take.
 
   Raises:
-    TypeError: There is one; the message says what to write instead.
+    TypeError: If there is one; the message says what to write instead.
   """
   for name in given:
     if name in _REMOVED and name not in taken:

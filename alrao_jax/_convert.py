@@ -46,11 +46,11 @@ def load_pretrained(
   its own dropout masks.
 
   Args:
-    params: what the model with MultiHead has: linen's ``params``, whole variables
+    params: What the model with MultiHead has: linen's ``params``, whole variables
       (``batch_stats`` are copied likewise), an ``nnx.State``, or any pytree of arrays
       or ``jax.ShapeDtypeStruct``.
-    pretrained: the same of the ordinary model, with the same dtypes.
-    keep: regular expressions, looked for in the paths of the ordinary model. What
+    pretrained: The same of the ordinary model, with the same dtypes.
+    keep: Regular expressions, looked for in the paths of the ordinary model. What
       matches stays as ``params`` has it; an output layer for other classes, say.
 
   Returns:
@@ -58,10 +58,10 @@ def load_pretrained(
     those that stay as ``params`` has them too: either tree may be donated.
 
   Raises:
-    ValueError: paths are missing or left over, shapes differ, a regular expression of
-      ``keep`` matches nothing, or what stays as ``params`` has it is a
+    ValueError: If paths are missing or left over, shapes differ, a regular expression
+      of ``keep`` matches nothing, or what stays as ``params`` has it is a
       ``jax.ShapeDtypeStruct``.
-    TypeError: dtypes differ, a leaf is no array, or ``keep`` is a string.
+    TypeError: If dtypes differ, a leaf is no array, or ``keep`` is a string.
 
   Example:
     >>> import jax.numpy as jnp, alrao_jax
@@ -224,10 +224,10 @@ def collapse(
     ``nnx.Variable``).
 
   Raises:
-    ValueError: ``params`` has no heads, or fewer than ``keep``; indices repeat or are
-      out of range; ``opt_state`` is not the optimizer's for these ``params``; a
+    ValueError: If ``params`` has no heads, or fewer than ``keep``; indices repeat or
+      are out of range; ``opt_state`` is not the optimizer's for these ``params``; a
       transformation's state mixes the heads, so that none can be taken out.
-    TypeError: ``keep`` is neither a number nor indices, or is traced.
+    TypeError: If ``keep`` is neither a number nor indices, or is traced.
 
   Example:
     >>> import alrao_jax as alrao, jax, jax.numpy as jnp
@@ -294,8 +294,8 @@ def take_heads(tree: Any, kept: Sequence[int]) -> Any:
     The tree, boxes kept; all that belongs to no head as it was.
 
   Raises:
-    ValueError: Indices repeat, or an array has not that many heads.
-    TypeError: The indices are no integers, or are traced.
+    ValueError: If indices repeat, or an array has not that many heads.
+    TypeError: If the indices are no integers, or are traced.
 
   Example:
     >>> import alrao_jax as alrao, jax.numpy as jnp
@@ -446,13 +446,13 @@ def export(
     names of axes without the heads' axis.
 
   Raises:
-    ValueError: ``params`` has no heads, or several and neither ``opt_state`` nor
+    ValueError: If ``params`` has no heads, or several and neither ``opt_state`` nor
       ``head`` chooses; ``opt_state`` has a posterior over another number of heads, or
       averages that ``params`` are not;
       ``head`` is out of range; a MultiHead has a parameter that goes by the name of a
       head's.
-    TypeError: ``head`` is no integer; or ``params`` is an optimizer's state, since the
-      two are swapped.
+    TypeError: If ``head`` is no integer; or ``params`` is an optimizer's state, since
+      the two are swapped.
 
   Example:
     >>> import alrao_jax as alrao, jax.numpy as jnp

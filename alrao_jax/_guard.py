@@ -347,8 +347,8 @@ def keep_finite(new: Any, old: Any) -> Any:
     ``new``.
 
   Raises:
-    ValueError: Paths or shapes differ; or ``old`` is made of the same ``nnx.Variable``
-      as ``new``, which hold the new values by now.
+    ValueError: If paths or shapes differ; or ``old`` is made of the same
+      ``nnx.Variable`` as ``new``, which hold the new values by now.
 
   Example:
     >>> import alrao_jax as alrao, jax.numpy as jnp

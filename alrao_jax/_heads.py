@@ -386,9 +386,9 @@ def best_heads(opt_state: Any, keep: int = 1) -> tuple[int, ...]:
     several MultiHeads, the best in the product of their posteriors.
 
   Raises:
-    ValueError: ``keep`` is below 1 or above ``num_heads``; ``opt_state`` holds no
+    ValueError: If ``keep`` is below 1 or above ``num_heads``; ``opt_state`` holds no
       posterior, or one for each of several seeds.
-    TypeError: ``keep`` is no integer, or the posterior is traced.
+    TypeError: If ``keep`` is no integer, or the posterior is traced.
 
   Example:
     >>> import alrao_jax as alrao, jax, jax.numpy as jnp
@@ -454,7 +454,7 @@ def follow_leader(
     The new :class:`Leader`.
 
   Raises:
-    ValueError: ``threshold`` lies outside ``[0, 1]``; ``log_weights`` has another
+    ValueError: If ``threshold`` lies outside ``[0, 1]``; ``log_weights`` has another
       number of axes than one.
 
   Example:
@@ -503,7 +503,7 @@ def posteriors(call: str, opt_state: Any) -> dict[str | None, jax.Array]:
   """The heads' log-weights by the paths of their MultiHeads; None: the only one's.
 
   Raises:
-    ValueError: There are several posteriors, or one for each of several seeds.
+    ValueError: If there are several posteriors, or one for each of several seeds.
   """
   if not find_states(opt_state, TrackHeadsState):
     return {}

@@ -23,14 +23,14 @@ class MixtureInfo(NamedTuple):
   """What a loss reports beside its value. No gradient flows through it.
 
   Attributes:
-    nll: negative log-likelihood of the mixture, a scalar: the number to report.
+    nll: Negative log-likelihood of the mixture, a scalar: the number to report.
       ``inf`` when all heads have diverged.
-    head_log_likelihoods: mean log-likelihood of each head, shape ``(num_heads,)``:
+    head_log_likelihoods: Mean log-likelihood of each head, shape ``(num_heads,)``:
       ``-inf`` for a diverged head, NaN for every head where no example has a weight,
       so that nothing was seen. The optimizer's ``update`` takes it.
-    healthy: false for a diverged head, whose mean log-likelihood is not finite; bool,
+    healthy: False for a diverged head, whose mean log-likelihood is not finite; bool,
       shape ``(num_heads,)``.
-    num_examples: the sum of the examples' weights, a scalar: how much this report
+    num_examples: The sum of the examples' weights, a scalar: how much this report
       weighs in a mean with others.
   """
 
@@ -64,8 +64,8 @@ def mixture_loss(
 
   **Several batches in one step** are averaged with the weights ``info.num_examples``,
   leaving out those that saw nothing and those that a wrapper skips: under
-  `optax.MultiSteps` over the micro-batches so far, under `jax.shard_map` by
-  `jax.lax.psum` over the devices::
+  :class:`optax.MultiSteps` over the micro-batches so far, under :func:`jax.shard_map`
+  by :func:`jax.lax.psum` over the devices::
 
     seen = jnp.isfinite(info.head_log_likelihoods).any()
     report = info.num_examples * info.head_log_likelihoods
@@ -80,24 +80,24 @@ def mixture_loss(
   temperature; ``likelihood_scale`` of the averaging changes it for the switch alone.
 
   Args:
-    heads: what `MultiHead` or `multi_head` returned.
-    log_prob: log-likelihoods under one head, ``log_prob(outputs_j) -> array``, one
+    heads: What :class:`~alrao_jax.linen.MultiHead` or :func:`multi_head` returned.
+    log_prob: Log-likelihoods under one head, ``log_prob(outputs_j) -> array``, one
       entry an example, of any shape. What it closes over (a trained noise scale)
       receives the gradient of the mixture's term alone.
-    log_weights: logs of the heads' weights, ``(num_heads,)``, as from
+    log_weights: Logs of the heads' weights, ``(num_heads,)``, as from
       ``log_weights(opt_state)``. They are constants to the gradient.
-    weights: non-negative or bool, of the shape that ``log_prob`` returns: a mask for
+    weights: Non-negative or bool, of the shape that ``log_prob`` returns: a mask for
       padding, or sample weights. Log-likelihoods under weight 0 never matter, not even
       NaN; but features must be finite there too, as in any model, since the gradient
       multiplies them by 0. All weights 0 make a loss of 0 and a report of NaN, which
       moves no posterior. By default they are 1.
 
   Returns:
-    The loss, a scalar in at least float32, and `MixtureInfo`.
+    The loss, a scalar in at least float32, and :class:`MixtureInfo`.
 
   Raises:
-    TypeError: ``heads`` is not `HeadOutputs`.
-    ValueError: ``log_weights`` or ``weights`` have another shape.
+    TypeError: If ``heads`` is not :class:`HeadOutputs`.
+    ValueError: If ``log_weights`` or ``weights`` have another shape.
 
   Example:
     >>> import jax.numpy as jnp
@@ -124,7 +124,7 @@ def routed_loss(
   weights: Any = None,
   total: jax.Array | None = None,
 ) -> tuple[jax.Array, MixtureInfo]:
-  """`mixture_loss`, dividing by ``total`` instead of the sum of weights if given."""
+  """:func:`mixture_loss`, divided by ``total`` instead of the sum of weights."""
 
   def evaluate(outputs):  # (num_heads, *examples)
     values = jax.vmap(log_prob)(outputs)
@@ -175,13 +175,13 @@ def trained_where_finite(
   """The same outputs, without a gradient where they make no finite log-likelihood.
 
   There a cotangent is zero (the head has diverged, or the example has no weight), and
-  times an infinite derivative it would be NaN, which `multi_head` would take for an
-  overflow.
+  times an infinite derivative it would be NaN, which :func:`multi_head` would take for
+  an overflow.
 
   Args:
-    heads: the outputs.
-    healthy: shape ``(num_heads,)``; others have no gradient at all.
-    values: what the outputs make, shape ``(num_heads, *examples)``. An array of outputs
+    heads: The outputs.
+    healthy: Shape ``(num_heads,)``; others have no gradient at all.
+    values: What the outputs make, shape ``(num_heads, *examples)``. An array of outputs
       that begins with this shape has no gradient where they are not finite, either.
 
   Returns:
@@ -199,7 +199,7 @@ def trained_where_finite(
 def with_finite_outputs(outputs: Any, healthy: jax.Array, values: jax.Array) -> Any:
   """Replaces outputs that make no finite log-likelihood by a healthy head's.
 
-  Where that head has none either, by zeros. See `trained_where_finite`.
+  Where that head has none either, by zeros. See :func:`trained_where_finite`.
   """
 
   def replace(x):
@@ -229,7 +229,7 @@ def as_array(
   """The value as an array of that dtype.
 
   Raises:
-    ValueError: It has another shape.
+    ValueError: If it has another shape.
   """
   value = as_given(value)
   if value.shape != shape:
@@ -258,7 +258,7 @@ def example_weights(
 
 
 def check_heads(call: str, heads: Any, log_weights: Any) -> None:
-  """Refuses what is not `HeadOutputs`, and weights of another number of heads."""
+  """Refuses other types than :class:`HeadOutputs`, and weights of other heads."""
   call = call.removesuffix("()")
   if not isinstance(heads, HeadOutputs):
     raise TypeError(
@@ -278,7 +278,7 @@ def one_array(call: str, outputs: Any) -> jax.Array:
   """Heads' outputs that must be a single array, not a tree of them.
 
   Raises:
-    TypeError: They are a tree.
+    TypeError: If they are a tree.
   """
   if not jax.tree_util.treedef_is_leaf(jax.tree.structure(outputs)):
     raise TypeError(
@@ -304,29 +304,30 @@ def classification_loss(
 
   **Classes are 0 to num_classes - 1.** Any other label makes the loss ``inf``, trains
   nothing and moves no posterior, and is an error where its value is known (outside of
-  `jax.jit`); unless its example has weight 0. (optax's losses take negative labels for
-  classes counted from the end: -1, which often means "ignore", trains the last one.)
+  :func:`jax.jit`); unless its example has weight 0. (optax's losses take negative
+  labels for classes counted from the end: -1, which often means "ignore", trains the
+  last one.)
 
   Args:
-    heads: logits of shape ``(num_heads, ..., num_classes)``. A logit of ``-inf``
+    heads: Logits of shape ``(num_heads, ..., num_classes)``. A logit of ``-inf``
       excludes its class.
-    labels: integers of shape ``(...)``, of any integer dtype, or probabilities (one-hot
+    labels: Integers of shape ``(...)``, of any integer dtype, or probabilities (one-hot
       or soft) of shape ``(..., num_classes)``, not negative.
-    log_weights: logs of the heads' weights, ``(num_heads,)``.
-    label_smoothing: share of each target spread evenly over the classes, in [0, 1];
+    log_weights: Logs of the heads' weights, ``(num_heads,)``.
+    label_smoothing: Share of each target spread evenly over the classes, in [0, 1];
       0 where classes are excluded, whose share would cost an infinite loss.
-    ignore_label: the integer label, such as -100 or 255, that gives an example weight
+    ignore_label: The integer label, such as -100 or 255, that gives an example weight
       0. None: there is no such label.
-    weights: weight of each example, of shape ``(...)``, as in `mixture_loss`.
+    weights: Weight of each example, of shape ``(...)``, as in :func:`mixture_loss`.
 
   Returns:
-    The loss (mean over examples) and `MixtureInfo`, as `mixture_loss`.
+    The loss (mean over examples) and :class:`MixtureInfo`, as :func:`mixture_loss`.
 
   Raises:
-    TypeError: ``heads`` is not `HeadOutputs` of one array, labels of the shape of
-      integer labels are no integers, or ``ignore_label`` is no integer.
-    ValueError: shapes differ, ``label_smoothing`` lies outside [0, 1], a label is known
-      to be no class, or ``ignore_label`` is given with probabilities.
+    TypeError: If ``heads`` is not :class:`HeadOutputs` of one array, labels of the
+      shape of integer labels are no integers, or ``ignore_label`` is no integer.
+    ValueError: If shapes differ, ``label_smoothing`` lies outside [0, 1], a label is
+      known to be no class, or ``ignore_label`` is given with probabilities.
 
   Example:
     >>> import jax.numpy as jnp
@@ -404,7 +405,7 @@ def _checked_ignore_label(call: str, ignore_label: Any) -> int | None:
   """The label as a Python integer.
 
   Raises:
-    TypeError: It is none, or not known.
+    TypeError: If it is none, or not known.
   """
   if ignore_label is None:
     return None
@@ -470,26 +471,27 @@ def binary_loss(
   its :math:`\log p_j(y_l)` over the labels, and the heads are mixed after that sum.
 
   Labels beyond 0 to 1 make the loss ``inf`` or are an error, as in
-  `classification_loss`; unless their example has weight 0.
+  :func:`classification_loss`; unless their example has weight 0.
 
   Args:
-    heads: logits of shape ``(num_heads, ..., num_labels)``, or ``(num_heads, batch)``
+    heads: Logits of shape ``(num_heads, ..., num_labels)``, or ``(num_heads, batch)``
       for one label an example (a sequence of them needs a last axis of length 1).
     labels: 0 or 1, of any dtype, of the shape of one head's logits. In between, a label
       weighs the two log-probabilities of its head.
-    log_weights: logs of the heads' weights, ``(num_heads,)``.
-    ignore_label: the number, such as -1, that marks a missing label. It is left out of
+    log_weights: Logs of the heads' weights, ``(num_heads,)``.
+    ignore_label: The number, such as -1, that marks a missing label. It is left out of
       its example's sum; an example of missing labels alone has weight 0. None: there
       is no such label.
-    weights: weight of each example, of the labels' shape without the axis of labels,
-      as in `mixture_loss`.
+    weights: Weight of each example, of the labels' shape without the axis of labels,
+      as in :func:`mixture_loss`.
 
   Returns:
-    The loss (sum over labels, mean over examples) and `MixtureInfo`, as `mixture_loss`.
+    The loss (sum over labels, mean over examples) and :class:`MixtureInfo`, as
+    :func:`mixture_loss`.
 
   Raises:
-    TypeError: ``heads`` is not `HeadOutputs` of one array.
-    ValueError: shapes differ, or a label is known to be beyond 0 to 1.
+    TypeError: If ``heads`` is not :class:`HeadOutputs` of one array.
+    ValueError: If shapes differ, or a label is known to be beyond 0 to 1.
 
   Example:
     >>> import jax.numpy as jnp
@@ -542,25 +544,25 @@ def regression_loss(
   :math:`\sigma` is ``noise_scale * exp(log_scale)``.
 
   Args:
-    heads: means of shape ``(num_heads, ..., num_outputs)``, or ``(num_heads, batch)``
+    heads: Means of shape ``(num_heads, ..., num_outputs)``, or ``(num_heads, batch)``
       for one output an example (a sequence needs a last axis of length 1); or a pair of
       means and log-scales, the latter of a shape that broadcasts to the mean's within
       each head.
-    targets: of the shape of one head's means.
-    log_weights: logs of the heads' weights, ``(num_heads,)``.
-    noise_scale: standard deviation of the noise in the targets' unit, positive; a
+    targets: Of the shape of one head's means.
+    log_weights: Logs of the heads' weights, ``(num_heads,)``.
+    noise_scale: Standard deviation of the noise in the targets' unit, positive; a
       number or an array that broadcasts to the targets' shape. A traced one is a
       parameter of the mixture: it receives the gradient of ``nll``, once.
-    weights: weight of each example, of the targets' shape without the axis of outputs,
-      as in `mixture_loss`.
+    weights: Weight of each example, of the targets' shape without the axis of outputs,
+      as in :func:`mixture_loss`.
 
   Returns:
-    The loss (sum over outputs, mean over examples) and `MixtureInfo`, as
-    `mixture_loss`.
+    The loss (sum over outputs, mean over examples) and :class:`MixtureInfo`, as
+    :func:`mixture_loss`.
 
   Raises:
-    TypeError: ``heads`` is not `HeadOutputs` of one array or a pair.
-    ValueError: shapes differ, or ``noise_scale`` is not positive.
+    TypeError: If ``heads`` is not :class:`HeadOutputs` of one array or a pair.
+    ValueError: If shapes differ, or ``noise_scale`` is not positive.
 
   Example:
     >>> import jax.numpy as jnp
@@ -615,37 +617,40 @@ def chunked_mixture_loss(
   chunk_size: int,
   weights: Any = None,
 ) -> tuple[jax.Array, MixtureInfo]:
-  """`mixture_loss` without the outputs of all heads in memory at once.
+  """:func:`mixture_loss` without the outputs of all heads in memory at once.
 
   Heads and log-likelihoods are evaluated for ``chunk_size`` examples at a time, and
-  again in the backward pass. Value and gradient are those of `mixture_loss` up to
+  again in the backward pass. Value and gradient are those of :func:`mixture_loss` up to
   rounding, which heads have diverged included; the price is one more evaluation of the
-  heads. What `multi_head` says of a part in the mixture holds for each chunk.
+  heads. What :func:`multi_head` says of a part in the mixture holds for each chunk.
 
   Labels are a matter of ``log_prob``. optax's losses take a negative one for a class
   counted from the end, and NaN for one too large: give those to be ignored weight 0,
   ``weights=labels != -100``, and check the others.
 
   Args:
-    evaluate: the heads, a function of the features of a chunk that returns
-      `HeadOutputs`: what calls `MultiHead` or `multi_head`. It may close over the
-      parameters. Examples must not depend on each other (as in a BatchNorm).
-    features: what the heads receive, any pytree of arrays with the examples on axis 0:
+    evaluate: The heads, a function of the features of a chunk that returns
+      :class:`HeadOutputs`: what calls :class:`~alrao_jax.linen.MultiHead` or
+      :func:`multi_head`. It may close over the parameters. Examples must not depend on
+      each other (as in a BatchNorm).
+    features: What the heads receive, any pytree of arrays with the examples on axis 0:
       of a sequence, all positions flattened.
-    log_prob: log-likelihoods under one head, ``log_prob(outputs_j, targets)``, one
+    log_prob: Log-likelihoods under one head, ``log_prob(outputs_j, targets)``, one
       entry an example of the chunk. What it closes over (a trained noise scale)
-      receives the gradient of the mixture's term alone, as in `mixture_loss`.
-    targets: any pytree of arrays with the examples on axis 0, without gradient.
-    log_weights: logs of the heads' weights, ``(num_heads,)``.
-    chunk_size: number of examples at a time, at least 1. The last chunk takes the rest.
-    weights: weight of each example, of shape ``(examples,)``, as in `mixture_loss`.
+      receives the gradient of the mixture's term alone, as in :func:`mixture_loss`.
+    targets: Any pytree of arrays with the examples on axis 0, without gradient.
+    log_weights: Logs of the heads' weights, ``(num_heads,)``.
+    chunk_size: Number of examples at a time, at least 1. The last chunk takes the rest.
+    weights: Weight of each example, of shape ``(examples,)``, as in
+      :func:`mixture_loss`.
 
   Returns:
-    The loss (mean over examples) and `MixtureInfo`, as `mixture_loss`.
+    The loss (mean over examples) and :class:`MixtureInfo`, as :func:`mixture_loss`.
 
   Raises:
-    TypeError: ``evaluate`` does not return `HeadOutputs`, or ``chunk_size`` is no int.
-    ValueError: ``chunk_size`` is below 1, the arrays disagree on the number of
+    TypeError: If ``evaluate`` does not return :class:`HeadOutputs`, or ``chunk_size``
+      is no int.
+    ValueError: If ``chunk_size`` is below 1, the arrays disagree on the number of
       examples, or shapes are not as said.
 
   Example:
@@ -717,7 +722,7 @@ def chunked_mixture_loss(
 
 
 def _num_examples(features: PyTree, targets: PyTree) -> int:
-  """The length of axis 0, the same in all leaves, of which `targets` has some."""
+  """The length of axis 0, the same in all leaves, of which ``targets`` has some."""
   leaves = jax.tree.leaves((features, targets))
   lengths = sorted({jnp.shape(x)[0] if jnp.ndim(x) else None for x in leaves}, key=str)
   if len(lengths) != 1 or not lengths[0] or not jax.tree.leaves(targets):

@@ -26,9 +26,9 @@ class Converted(NamedTuple):
 
   Attributes:
     fn: ``fn(closed_over, *args)`` equals the given function of ``args``.
-    closed_over: the arrays, or nothing if all are constants.
-    jaxpr: the function's program.
-    outputs: shapes of what it returns.
+    closed_over: The arrays, or nothing if all are constants.
+    jaxpr: The function's program.
+    outputs: Shapes of what it returns.
   """
 
   fn: Callable[..., PyTree]
@@ -40,11 +40,11 @@ class Converted(NamedTuple):
 def closure_convert(fn: Callable[..., PyTree], *args: PyTree) -> Converted:
   """Makes the arrays that a function closes over an argument of it, the first.
 
-  Does as `jax.closure_convert`, whose cache would keep all those arrays alive.
+  Does as :func:`jax.closure_convert`, whose cache would keep all those arrays alive.
 
   Args:
-    fn: a pure function.
-    *args: arguments of the types that it will be called with.
+    fn: A pure function.
+    *args: Arguments of the types that it will be called with.
 
   Returns:
     ``fn`` as it is to be called, and what is known of it.
@@ -74,10 +74,10 @@ def are_better_apart(
   50 times that elsewhere. On accelerators it was not measured.
 
   Args:
-    num_heads: number of heads.
-    stacked_params: their parameters.
-    features: what each receives.
-    heads: all heads as a function of parameters and features, which returns outputs
+    num_heads: Number of heads.
+    stacked_params: Their parameters.
+    features: What each receives.
+    heads: All heads as a function of parameters and features, which returns outputs
       and what else is new.
 
   Returns:
@@ -114,7 +114,7 @@ def head_product(
   *,
   out_sharding: Any = None,
 ) -> jax.Array:
-  """`jax.lax.dot_general` for a dense layer whose kernels `jax.vmap` stacks.
+  """Multiplies features by the kernel of a dense layer under :func:`jax.vmap`.
 
   On a CPU, XLA transposes the kernels of all heads for ``features @ kernel``, and a
   second time, in another order, for the gradient of the features. With the kernels as
@@ -122,17 +122,18 @@ def head_product(
   transposed back. This order is taken where a head has more features than the batch has
   examples (of sequences, positions), so that its kernel is larger than its outputs, and
   more than it has outputs itself, beyond which it was slower. (Large heads, which
-  `multi_head` handles apart, have no kernel transposed in either order.) Elsewhere, and
-  where JAX's default backend is no CPU, for which it was not measured, this is
-  `jax.lax.dot_general`. A `jax.vmap` around the model hides its axis from this count.
+  :func:`multi_head` handles apart, have no kernel transposed in either order.)
+  Elsewhere, and where JAX's default backend is no CPU, for which it was not measured,
+  this is :func:`jax.lax.dot_general`. A :func:`jax.vmap` around the model hides its
+  axis from this count.
 
   Args:
-    lhs: features, of shape ``(..., features)``.
-    rhs: kernel of one head, of shape ``(features, outputs)``.
-    dimension_numbers: as for `jax.lax.dot_general`, like all that follows.
-    precision: one for both operands, or the usual order is kept.
-    preferred_element_type: dtype of the result.
-    out_sharding: if given, the usual order is kept.
+    lhs: Features, of shape ``(..., features)``.
+    rhs: Kernel of one head, of shape ``(features, outputs)``.
+    dimension_numbers: As for :func:`jax.lax.dot_general`, like all that follows.
+    precision: One for both operands, or the usual order is kept.
+    preferred_element_type: Dtype of the result.
+    out_sharding: If given, the usual order is kept.
 
   Returns:
     The product, of shape ``(..., outputs)``.
@@ -176,19 +177,19 @@ class HeadOutputs:
   A pytree, but no array on purpose, since ``softmax(heads)`` would mean nothing.
   ``heads.map(lambda x: x[..., :5])`` changes both halves alike. What is trained (a
   learned temperature) does not belong there, where it would receive the gradients of
-  all heads' own losses, but into the ``log_prob`` of `mixture_loss`.
+  all heads' own losses, but into the ``log_prob`` of :func:`mixture_loss`.
 
-  The heads are on axis 0. A model of single examples under `jax.vmap` returns them
-  with the examples on axis 0: write ``jax.vmap(model, out_axes=1)``. The losses and
-  predictions refuse outputs whose heads were moved, since an empty array, the third
+  The heads are on axis 0. A model of single examples under :func:`jax.vmap` returns
+  them with the examples on axis 0: write ``jax.vmap(model, out_axes=1)``. The losses
+  and predictions refuse outputs whose heads were moved, since an empty array, the third
   leaf, moves along with them.
 
   Attributes:
-    shared: what the mixture is computed from, a pytree of arrays with leading axis
+    shared: What the mixture is computed from, a pytree of arrays with leading axis
       ``num_heads``. Its cotangent goes to the features, not to the heads' parameters.
-    own: the same values, for each head's own loss. Its cotangent goes to the heads'
+    own: The same values, for each head's own loss. Its cotangent goes to the heads'
       parameters, not to the features.
-    axis: an empty array of shape ``(0,)``, whose axis stands for that of the heads;
+    axis: An empty array of shape ``(0,)``, whose axis stands for that of the heads;
       leave it out. In a tree of axes or shardings it is that of the first leaf.
 
   Example:
@@ -223,7 +224,7 @@ class HeadOutputs:
     """Number of heads, the length of the leading axis.
 
     Raises:
-      ValueError: the heads are not on axis 0.
+      ValueError: If the heads are not on axis 0.
     """
     self.check_axis("HeadOutputs.num_heads")
     return jax.tree.leaves(self.shared)[0].shape[0]
@@ -231,16 +232,16 @@ class HeadOutputs:
   def map(self, fn: Callable[[jax.Array], jax.Array]) -> "HeadOutputs":
     """Applies a function to every array of both halves.
 
-    Unlike `jax.tree.map` it leaves out the empty array, which can't be sliced.
+    Unlike :func:`jax.tree.map` it leaves out the empty array, which can't be sliced.
 
     Args:
-      fn: a function of one array ``(num_heads, ...)`` that keeps the heads on axis 0.
+      fn: A function of one array ``(num_heads, ...)`` that keeps the heads on axis 0.
 
     Returns:
       The outputs so changed.
 
     Raises:
-      ValueError: the heads are not on axis 0.
+      ValueError: If the heads are not on axis 0.
     """
     self.check_axis("HeadOutputs.map")
     shared, own = jax.tree.map(fn, (self.shared, self.own))
@@ -250,10 +251,10 @@ class HeadOutputs:
     """Refuses outputs whose heads are no longer on axis 0.
 
     Args:
-      call: what needs them there, for the error.
+      call: What needs them there, for the error.
 
     Raises:
-      ValueError: they are on another axis.
+      ValueError: If they are on another axis.
     """
     if not self._heads_lead():
       axis = self.axis.shape.index(0)
@@ -294,13 +295,13 @@ def multi_head(
   constants, and the parameters of head :math:`j` :math:`\partial L_j`, as if the
   features were. The losses of this package are of that form.
 
-  **What is not finite** in the gradient is told where a head has a part in the
-  mixture, so that its cotangent of ``shared`` is not all zero: loss scaling must see
-  an overflow there. `drop_diverged`, the first part of `alrao` and of any chain of
+  **What is not finite** in the gradient is told where a head has a part in the mixture,
+  so that its cotangent of ``shared`` is not all zero: loss scaling must see an overflow
+  there. :func:`drop_diverged`, the first part of :func:`alrao` and of any chain of
   one's own, keeps it out of an optimizer's state. A head without a part, one that has
   diverged or is so bad that its responsibility is 0, must not stop the others: its
-  non-finite entries become zero, and if the features' gradient has any, it is
-  computed again without such heads. (That is a `jax.lax.cond`: under `jax.vmap` both
+  non-finite entries become zero, and if the features' gradient has any, it is computed
+  again without such heads. (That is a :func:`jax.lax.cond`: under :func:`jax.vmap` both
   its branches run. A single head needs none.) A loss of one's own must give a diverged
   head a cotangent of exactly zero, as the losses of this package do.
 
@@ -320,24 +321,24 @@ def multi_head(
   routed gradient.
 
   Args:
-    head_fn: one head, a pure function ``head_fn(params_j, features) -> outputs``. With
+    head_fn: One head, a pure function ``head_fn(params_j, features) -> outputs``. With
       ``aux`` it is ``head_fn(params_j, features, aux_j)``. The outputs are any pytree
       of arrays.
-    stacked_params: parameters of all heads, a pytree of arrays with leading axis
+    stacked_params: Parameters of all heads, a pytree of arrays with leading axis
       ``num_heads``.
-    features: what every head receives, any pytree of arrays.
-    aux: what else differs from head to head and has no gradient, a pytree of arrays
+    features: What every head receives, any pytree of arrays.
+    aux: What else differs from head to head and has no gradient, a pytree of arrays
       with leading axis ``num_heads``: batch statistics, one random key a head.
-    has_aux: whether ``head_fn`` returns ``(outputs, new_aux_j)``, say with updated
+    has_aux: Whether ``head_fn`` returns ``(outputs, new_aux_j)``, say with updated
       batch statistics.
 
   Returns:
-    `HeadOutputs`, or ``(HeadOutputs, new_aux)`` when ``has_aux``; ``new_aux`` has the
-    leading axis ``num_heads`` and no gradient.
+    :class:`HeadOutputs`, or ``(HeadOutputs, new_aux)`` when ``has_aux``; ``new_aux``
+    has the leading axis ``num_heads`` and no gradient.
 
   Raises:
-    TypeError: ``head_fn`` is not callable.
-    ValueError: leading axes differ, are missing, or have length 0.
+    TypeError: If ``head_fn`` is not callable.
+    ValueError: If leading axes differ, are missing, or have length 0.
 
   Example:
     >>> import jax
@@ -479,9 +480,9 @@ _route_apart.defvjp(_route_apart_forward, _route_apart_backward)
 
 
 def _each_device_its_own(params: PyTree, inputs: PyTree, aux: PyTree) -> Any:
-  """Within `jax.shard_map`, values of which the gradient has not been added up yet.
+  """Keeps each device's gradients apart within :func:`jax.shard_map`.
 
-  What a device's heads give back is made finite before it reaches other devices.
+  So what a device's heads give back is made finite before it reaches other devices.
 
   Returns:
     Parameters and inputs, and the function that adds up their cotangents.

@@ -19,16 +19,16 @@ def mixture_log_probs(heads: HeadOutputs, log_weights: jax.Array) -> jax.Array:
   are renormalised over the others.
 
   Args:
-    heads: logits of shape ``(num_heads, ..., num_classes)``.
-    log_weights: logs of the heads' weights, ``(num_heads,)``.
+    heads: Logits of shape ``(num_heads, ..., num_classes)``.
+    log_weights: Logs of the heads' weights, ``(num_heads,)``.
 
   Returns:
     :math:`\log \sum_j a_j p_j(c)`, shape ``(..., num_classes)``, in at least float32;
     NaN where every head is NaN. Its gradient goes to the features, not to the heads.
 
   Raises:
-    TypeError: ``heads`` is not `HeadOutputs` of one array.
-    ValueError: ``log_weights`` have another shape.
+    TypeError: If ``heads`` is not :class:`HeadOutputs` of one array.
+    ValueError: If ``log_weights`` have another shape.
 
   Example:
     >>> import jax.numpy as jnp
@@ -72,12 +72,12 @@ def mixture_mean(
   ``min_weight=0.05`` or the like.
 
   Args:
-    heads: outputs with leading axis ``num_heads``.
-    log_weights: logs of the heads' weights, ``(num_heads,)``.
-    link: what to average, a function of one head's outputs: `jax.nn.sigmoid` for the
-      probabilities of yes-no labels, ``lambda outputs: outputs[0]`` for the means of
-      heads that return ``(mean, log_scale)``. By default the outputs.
-    min_weight: heads of a smaller weight are left out; 0 to ``1 / num_heads``, so that
+    heads: Outputs with leading axis ``num_heads``.
+    log_weights: Logs of the heads' weights, ``(num_heads,)``.
+    link: What to average, a function of one head's outputs: :func:`jax.nn.sigmoid` for
+      the probabilities of yes-no labels, ``lambda outputs: outputs[0]`` for the means
+      of heads that return ``(mean, log_scale)``. By default the outputs.
+    min_weight: Heads of a smaller weight are left out; 0 to ``1 / num_heads``, so that
       one always remains.
 
   Returns:
@@ -85,8 +85,9 @@ def mixture_mean(
     is finite. Its gradient goes to the features, not to the heads.
 
   Raises:
-    TypeError: ``heads`` is not `HeadOutputs`, or what is averaged is not one array.
-    ValueError: ``log_weights`` have another shape; ``min_weight`` is out of range.
+    TypeError: If ``heads`` is not :class:`HeadOutputs`, or what is averaged is not one
+      array.
+    ValueError: If ``log_weights`` have another shape; ``min_weight`` is out of range.
 
   Example:
     >>> import jax.numpy as jnp
@@ -148,24 +149,25 @@ def predict_from(
   log_weights: PyTree,
   output: Output | Mapping[str, Output] = "log_probs",
 ) -> PyTree:
-  """Replaces every `HeadOutputs` in a model's outputs by the mixture's prediction.
+  """Replaces every :class:`HeadOutputs` in a model's outputs by a prediction.
 
   Args:
-    outputs: what the model returned, any pytree.
-    log_weights: shape ``(num_heads,)``. Where ``outputs`` holds several `HeadOutputs`,
-      a mapping from the "/"-joined path of each in ``outputs`` to its weights; nested
-      containers shaped like ``outputs`` do as well.
-    output: ``"log_probs"`` (`mixture_log_probs`), ``"mean"`` (`mixture_mean`), a
-      function ``(heads, log_weights) -> prediction``, or a mapping like
-      ``log_weights`` where the several differ.
+    outputs: What the model returned, any pytree.
+    log_weights: Shape ``(num_heads,)``. Where ``outputs`` holds several
+      :class:`HeadOutputs`, a mapping from the "/"-joined path of each in ``outputs`` to
+      its weights; nested containers shaped like ``outputs`` do as well.
+    output: ``"log_probs"`` (:func:`mixture_log_probs`), ``"mean"``
+      (:func:`mixture_mean`), a function ``(heads, log_weights) -> prediction``, or a
+      mapping like ``log_weights`` where the several differ.
 
   Returns:
     ``outputs`` with predictions.
 
   Raises:
-    ValueError: ``outputs`` holds no `HeadOutputs`, several but one ``log_weights``, or
-      others than ``log_weights`` names; ``output`` is an unknown name.
-    TypeError: ``output`` is neither a name nor a function.
+    ValueError: If ``outputs`` holds no :class:`HeadOutputs`, several but one
+      ``log_weights``, or others than ``log_weights`` names; ``output`` is an unknown
+      name.
+    TypeError: If ``output`` is neither a name nor a function.
   """
   found, treedef = jax.tree_util.tree_flatten_with_path(outputs, is_leaf=_is_heads)
   found = [(path_of(path), leaf) for path, leaf in found]

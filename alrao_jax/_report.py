@@ -74,7 +74,7 @@ def read_rates(
   """The rates of the heads and of the units as drawn, two vectors.
 
   Raises:
-    ValueError: The state is of other parameters.
+    ValueError: If the state is of other parameters.
   """
   state, units = _read(call, opt_state, params, options)
   of_units, of_heads = rates_of(state)
@@ -87,7 +87,7 @@ def read_motion(
   """Reads how ``updates`` move the units.
 
   Raises:
-    ValueError: The state or ``updates`` are of other parameters.
+    ValueError: If the state or ``updates`` are of other parameters.
   """
   state, units = _read(call, opt_state, params, options)
   shapes = {path: leaf.shape for path, leaf in _tree.flatten_with_paths(updates)[0]}
@@ -385,7 +385,7 @@ class Report:
     """Returns the report as a ``rich`` renderable, which ``rich.print`` shows.
 
     Raises:
-      ImportError: ``rich`` is not installed; ``str(report)`` does without.
+      ImportError: If ``rich`` is not installed; ``str(report)`` does without.
     """
     return table(self)
 
@@ -399,7 +399,7 @@ class Report:
       path: The file; its ending tells the format: ``.png``, ``.pdf``, ``.svg``.
 
     Raises:
-      ImportError: ``matplotlib`` is not installed.
+      ImportError: If ``matplotlib`` is not installed.
     """
     plot(self, path)
 

@@ -51,7 +51,7 @@ def head_shardings(
     with boxes kept, of ``NamedSharding``.
 
   Raises:
-    ValueError: ``params`` has no heads; the mesh has no such axis, or one whose size
+    ValueError: If ``params`` has no heads; the mesh has no such axis, or one whose size
       does not divide the number of heads, or axes of another type than ``Auto``.
 
   Example:
@@ -108,8 +108,8 @@ def tree_head_shardings(tree: Any, mesh: Mesh, axis: str = "heads") -> Any:
     A tree like it, boxes kept, of ``NamedSharding``.
 
   Raises:
-    ValueError: The mesh has no such axis, or one whose size does not divide the number
-      of heads, or axes of another type than ``Auto``.
+    ValueError: If the mesh has no such axis, or one whose size does not divide the
+      number of heads, or axes of another type than ``Auto``.
 
   Example:
     >>> import alrao_jax as alrao, jax, jax.numpy as jnp

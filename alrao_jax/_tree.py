@@ -53,7 +53,7 @@ def flatten_with_paths(tree: Any) -> tuple[list[tuple[str, Any]], Any]:
     The pairs ``(path, leaf)`` in the tree's order, and its treedef.
 
   Raises:
-    ValueError: Two leaves have the same path.
+    ValueError: If two leaves have the same path.
 
   Example:
     >>> flatten_with_paths({"dense": {"bias": 0.0, "kernel": 1.0}})[0]
@@ -99,8 +99,8 @@ def layers_of(call: str, tree: Any) -> dict[str, int]:
     tree: A tree of arrays or of ``jax.ShapeDtypeStruct``. It may hold no heads.
 
   Raises:
-    ValueError: A head's array has no axis for the heads, or another number of them than
-      the rest of its MultiHead.
+    ValueError: If a head's array has no axis for the heads, or another number of them
+      than the rest of its MultiHead.
   """
   layers: dict[str, int] = {}
   for path, leaf in flatten_with_paths(tree)[0]:
@@ -157,7 +157,7 @@ def match_layer(where: str, name: Any, layers: Iterable[str]) -> str:
     layers: The paths of all MultiHeads.
 
   Raises:
-    ValueError: None or several fit.
+    ValueError: If none or several fit.
 
   Example:
     >>> match_layer("log_weights(name=...)", "critic", ["actor", "net/critic"])
@@ -179,10 +179,11 @@ def match_layer(where: str, name: Any, layers: Iterable[str]) -> str:
 def match_layers(
   where: str, given: Mapping[str, Any], layers: Iterable[str]
 ) -> dict[str, Any]:
-  """What a mapping holds for each MultiHead, by path; names as for `match_layer`.
+  """What a mapping holds for each MultiHead, by path; names as for :func:`match_layer`.
 
   Raises:
-    ValueError: A name fits none or several, or a MultiHead is left out or named twice.
+    ValueError: If a name fits none or several, or a MultiHead is left out or named
+      twice.
   """
   layers = tuple(layers)
   found = {match_layer(where, name, layers): value for name, value in given.items()}
@@ -291,7 +292,7 @@ def check_parameter(path: str, leaf: Any) -> None:
     leaf: An array, a tracer or a ``jax.ShapeDtypeStruct``.
 
   Raises:
-    TypeError: It is no array, or an array of another dtype than floating.
+    TypeError: If it is no array, or an array of another dtype than floating.
   """
   arrays = "Parameters must be arrays"
   equinox = "eqx.filter(model, eqx.is_inexact_array)"
@@ -347,7 +348,7 @@ def check_tree(
     models: Whether an nnx model passes, too.
 
   Raises:
-    TypeError: It is one of these.
+    TypeError: If it is one of these.
   """
   if _is_a(tree, "flax.nnx", "Module"):
     if models:
@@ -382,8 +383,8 @@ def check_params(call: str, params: Any) -> None:
     params: A tree of arrays or of ``jax.ShapeDtypeStruct``.
 
   Raises:
-    TypeError: It is a model, an optimizer, a state; or has a leaf that is no array of a
-      floating dtype.
+    TypeError: If it is a model, an optimizer, a state; or has a leaf that is no array
+      of a floating dtype.
   """
   check_tree(call, params)
   for key_path, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -398,7 +399,7 @@ def check_optimizer(call: str, optimizer: Any) -> None:
     optimizer: An optax optimizer, or anything that can do the same.
 
   Raises:
-    TypeError: It is something else.
+    TypeError: If it is something else.
   """
   if _is_optimizer(optimizer):
     return
@@ -422,8 +423,8 @@ def check_state(call: str, state: Any, kind: type) -> None:
     kind: The type of state that is needed, a NamedTuple.
 
   Raises:
-    TypeError: It is a state that was restored without its types, parameters, a model,
-      an optimizer.
+    TypeError: If it is a state that was restored without its types, parameters, a
+      model, an optimizer.
   """
   if isinstance(state, kind):
     return

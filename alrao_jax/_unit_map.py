@@ -65,7 +65,7 @@ class UnitMap:
       heads: One with an entry a head, if there is one.
 
     Raises:
-      ValueError: The state is of other parameters.
+      ValueError: If the state is of other parameters.
     """
     same = units.shape == (max(self.num_units, 1),)
     same = same and (heads is None or heads.shape == (max(self.num_heads, 1),))
@@ -94,7 +94,7 @@ class UnitMap:
       once. Zeros for what is frozen.
 
     Raises:
-      ValueError: The tree is not like the parameters.
+      ValueError: If the tree is not like the parameters.
     """
 
     def scale(spec, update):
@@ -116,7 +116,7 @@ class UnitMap:
       The tree, its heads as they were.
 
     Raises:
-      ValueError: The tree is not like the parameters.
+      ValueError: If the tree is not like the parameters.
     """
 
     def keep(spec, update):

@@ -31,20 +31,21 @@ class MultiHead(nn.Module):
   """``num_heads`` copies of an output layer, evaluated on the same features.
 
   Wraps the layer that ends a model, ``MultiHead(nn.Dense(10))(features)`` for
-  ``nn.Dense(10)(features)``, and returns `HeadOutputs` for this package's losses and
-  predictions. Each copy has its own initial draw, its own state (batch statistics) and
-  its own random keys (dropout masks). What head ``j`` draws depends on ``j``, not on
-  how many heads there are.
+  ``nn.Dense(10)(features)``, and returns :class:`HeadOutputs` for this package's losses
+  and predictions. Each copy has its own initial draw, its own state (batch statistics)
+  and its own random keys (dropout masks). What head ``j`` draws depends on ``j``, not
+  on how many heads there are.
 
   The variables are those of the wrapped layer, stacked on axis 0 under the key
   ``alrao_heads``: ``<name>/alrao_heads/kernel[j]`` for ``<name>/kernel``. Give the
   MultiHead the ``name`` that the output layer has in the plain model, and
-  `load_pretrained` finds its way; the wrapped layer's own name plays no role. A head of
-  several layers is best a module class of its own: the layers of an ``nn.Sequential``
-  made inline have other paths in a plain model (``Dense_0``) than here (``layers_0``).
+  :func:`load_pretrained` finds its way; the wrapped layer's own name plays no role. A
+  head of several layers is best a module class of its own: the layers of an
+  ``nn.Sequential`` made inline have other paths in a plain model (``Dense_0``) than
+  here (``layers_0``).
 
-  Large heads, as those of many classes, are handled apart; see `multi_head`. On a CPU,
-  a plain ``nn.Dense`` with more features than examples and outputs is multiplied
+  Large heads, as those of many classes, are handled apart; see :func:`multi_head`. On a
+  CPU, a plain ``nn.Dense`` with more features than examples and outputs is multiplied
   kernel first, which saves heads that are not large a transposition in training; one
   with a ``dot_general`` of its own, or within another module, is not. Both may change
   last bits.
@@ -58,17 +59,17 @@ class MultiHead(nn.Module):
   available.
 
   Attributes:
-    head: the output layer, any module, unbound or made inline.
-    num_heads: number of copies that initialization makes, at least 1. Parameters with
+    head: The output layer, any module, unbound or made inline.
+    num_heads: Number of copies that initialization makes, at least 1. Parameters with
       fewer, as ``alrao_jax.collapse`` leaves them, are taken as they are.
-    head_axis: name of the mesh axis that the heads are sharded over; goes first into
+    head_axis: Name of the mesh axis that the heads are sharded over; goes first into
       the names of what ``nn.with_partitioning`` made. None: not sharded.
 
   Raises:
-    TypeError: ``head`` is no module, is an ``nn.Embed``, or shares parameters with the
-      rest of the model (a tied output layer); ``num_heads`` is no integer.
-    ValueError: ``num_heads`` is below 1 or below that of the parameters given, or the
-      head has no parameters.
+    TypeError: If ``head`` is no module, is an ``nn.Embed``, or shares parameters with
+      the rest of the model (a tied output layer); ``num_heads`` is no integer.
+    ValueError: If ``num_heads`` is below 1 or below that of the parameters given, or
+      the head has no parameters.
 
   Example:
     >>> import jax, jax.numpy as jnp, flax.linen as nn, alrao_jax.linen
@@ -107,9 +108,9 @@ class MultiHead(nn.Module):
     """Evaluates every head.
 
     Args:
-      features: what the body gives to the output layer, any pytree of arrays.
-      *args: passed on to each head.
-      **kwargs: passed on to each head, such as ``train=True``.
+      features: What the body gives to the output layer, any pytree of arrays.
+      *args: Passed on to each head.
+      **kwargs: Passed on to each head, such as ``train=True``.
 
     Returns:
       What the wrapped layer returns, with a leading axis ``num_heads``.
@@ -240,28 +241,31 @@ def predict(
 ) -> PyTree:
   """Applies a model and returns the mixture's prediction: one call for serving.
 
-  ``predict(model, variables, log_weights, images)`` is ``model.apply(variables,
-  images)`` with the mixture's prediction in place of every `HeadOutputs`. All it needs
-  are the variables and ``num_heads`` numbers, no optimizer. To compile it:
-  ``jax.jit(functools.partial(predict, model))``.
+  ``predict(model, variables, log_weights, images)`` is
+  ``model.apply(variables, images)`` with the mixture's prediction in place of every
+  :class:`HeadOutputs`. All it needs are the variables and ``num_heads`` numbers, no
+  optimizer. To compile it: ``jax.jit(functools.partial(predict, model))``.
 
   Args:
-    model: a module that returns `HeadOutputs`, or a container with one or several.
-    variables: its variables, such as ``{"params": params}``.
-    log_weights: shape ``(num_heads,)``, from ``alrao_jax.log_weights(opt_state)``.
-      For a model that returns several `HeadOutputs`, say in a dict, a mapping from the
-      "/"-joined path of each in the result to its weights.
-    *args: the model's inputs.
-    output: ``"log_probs"`` (`mixture_log_probs`), ``"mean"`` (`mixture_mean`), a
-      function ``(heads, log_weights) -> prediction``, or a mapping by path to these.
-    **kwargs: passed on to ``model.apply``, such as ``train=False`` or ``rngs``.
+    model: A module that returns :class:`HeadOutputs`, or a container with one or
+      several.
+    variables: Its variables, such as ``{"params": params}``.
+    log_weights: Shape ``(num_heads,)``, from ``alrao_jax.log_weights(opt_state)``. For
+      a model that returns several :class:`HeadOutputs`, say in a dict, a mapping from
+      the "/"-joined path of each in the result to its weights.
+    *args: The model's inputs.
+    output: ``"log_probs"`` (:func:`mixture_log_probs`), ``"mean"``
+      (:func:`mixture_mean`), a function ``(heads, log_weights) -> prediction``, or a
+      mapping by path to these.
+    **kwargs: Passed on to ``model.apply``, such as ``train=False`` or ``rngs``.
 
   Returns:
     What the model returns, with predictions: log-probabilities ``(..., num_classes)``
     by default.
 
   Raises:
-    ValueError: the model returns no `HeadOutputs`, or others than ``log_weights`` has.
+    ValueError: If the model returns no :class:`HeadOutputs`, or others than
+      ``log_weights`` has.
 
   Example:
     >>> import jax, jax.numpy as jnp, flax.linen as nn, alrao_jax.linen
@@ -313,18 +317,18 @@ class TrainState(train_state.TrainState):
     """Updates ``step``, ``params``, ``opt_state``, and the fields in ``kwargs``.
 
     Args:
-      grads: gradients, a tree like ``params``.
+      grads: Gradients, a tree like ``params``.
       head_log_likelihoods: ``info.head_log_likelihoods`` as the loss returned it, shape
         ``(num_heads,)``; a mapping by path for several MultiHeads.
-      extra_args: what else ``tx.update`` takes by keyword, such as ``{"value": loss}``.
-      **kwargs: fields to replace, such as ``batch_stats=alrao_jax.keep_finite(
+      extra_args: What else ``tx.update`` takes by keyword, such as ``{"value": loss}``.
+      **kwargs: Fields to replace, such as ``batch_stats=alrao_jax.keep_finite(
         updated["batch_stats"], state.batch_stats)``.
 
     Returns:
       The new state.
 
     Raises:
-      TypeError: ``tx.update`` takes no such arguments.
+      TypeError: If ``tx.update`` takes no such arguments.
     """
     extra = dict(extra_args or {})
     if head_log_likelihoods is not None:

@@ -23,18 +23,18 @@ class MultiHead(nnx.Module):
 
   Stands where the layer that ends a model stood: ``self.out = MultiHead(lambda rngs:
   nnx.Linear(64, 10, rngs=rngs), rngs=rngs)`` for ``self.out = nnx.Linear(64, 10,
-  rngs=rngs)``. Calling it returns `HeadOutputs` for this package's losses and
+  rngs=rngs)``. Calling it returns :class:`HeadOutputs` for this package's losses and
   predictions. Each copy has its own initial draw, its own state (batch statistics) and
   its own random streams (dropout masks). What head ``j`` draws depends on ``j``, not on
   how many heads there are.
 
   The attribute ``alrao_heads`` is one such layer, whose Variables have the heads on
   axis 0: ``out/alrao_heads/kernel[j]`` for ``out/kernel``. So a MultiHead in the plain
-  layer's place is what `load_pretrained` expects. State is updated in place, and
+  layer's place is what :func:`load_pretrained` expects. State is updated in place, and
   ``train()``, ``eval()`` and ``nnx.view`` reach the layer.
 
-  Large heads, as those of many classes, are handled apart; see `multi_head`. On a CPU,
-  a plain ``nnx.Linear`` with more features than examples and outputs is multiplied
+  Large heads, as those of many classes, are handled apart; see :func:`multi_head`. On a
+  CPU, a plain ``nnx.Linear`` with more features than examples and outputs is multiplied
   kernel first, which saves heads that are not large a transposition in training; one
   with a ``dot_general`` of its own, or within another module, is not. Both may change
   last bits.
@@ -47,17 +47,17 @@ class MultiHead(nnx.Module):
   ``jax.vjp``); forward mode (``jax.jvp``, ``jax.jacfwd``) is not available.
 
   Args:
-    make_head: makes one head from its own ``nnx.Rngs``.
-    num_heads: number of copies, at least 1.
-    rngs: random streams; each is split into one stream a head.
-    head_axis: name of the mesh axis that the heads are sharded over; goes first into
+    make_head: Makes one head from its own ``nnx.Rngs``.
+    num_heads: Number of copies, at least 1.
+    rngs: Random streams; each is split into one stream a head.
+    head_axis: Name of the mesh axis that the heads are sharded over; goes first into
       the sharding of Variables that have one. None: not sharded.
 
   Raises:
-    TypeError: ``make_head`` is no function that returns an ``nnx.Module``, or belongs
-      to an embedding (a tied output layer); ``num_heads`` is no integer; ``rngs`` is
-      no ``nnx.Rngs``.
-    ValueError: ``num_heads`` is below 1, or the head has no ``nnx.Param``.
+    TypeError: If ``make_head`` is no function that returns an ``nnx.Module``, or
+      belongs to an embedding (a tied output layer); ``num_heads`` is no integer;
+      ``rngs`` is no ``nnx.Rngs``.
+    ValueError: If ``num_heads`` is below 1, or the head has no ``nnx.Param``.
 
   Example:
     >>> import jax.numpy as jnp, alrao_jax.nnx
@@ -100,10 +100,10 @@ class MultiHead(nnx.Module):
     """Evaluates every head.
 
     Args:
-      features: what the body gives to the output layer, any pytree of arrays.
-      *args: passed on to each head.
-      rngs: passed on to each head, which gets its own part; by default none.
-      **kwargs: passed on to each head.
+      features: What the body gives to the output layer, any pytree of arrays.
+      *args: Passed on to each head.
+      rngs: Passed on to each head, which gets its own part; by default none.
+      **kwargs: Passed on to each head.
 
     Returns:
       What the wrapped layer returns, with a leading axis ``num_heads``.
@@ -213,27 +213,30 @@ def predict(
   """Calls a model and returns the mixture's prediction: one call for serving.
 
   ``predict(model, log_weights, images)`` is what ``model(images)`` returns, with the
-  mixture's prediction in place of every `HeadOutputs`. The model runs as after
+  mixture's prediction in place of every :class:`HeadOutputs`. The model runs as after
   ``model.eval()`` and is not changed. All this needs beside the model are ``num_heads``
   numbers, no optimizer. To compile it: ``nnx.jit(predict)``, or ``jax.jit`` of a
   function that has the model from outside.
 
   Args:
-    model: a module that returns `HeadOutputs`, or a container with one or several.
-    log_weights: shape ``(num_heads,)``, from ``alrao_jax.log_weights(opt_state)``.
-      For a model that returns several `HeadOutputs`, say in a dict, a mapping from the
-      "/"-joined path of each in the result to its weights.
-    *args: the model's inputs.
-    output: ``"log_probs"`` (`mixture_log_probs`), ``"mean"`` (`mixture_mean`), a
-      function ``(heads, log_weights) -> prediction``, or a mapping by path to these.
-    **kwargs: passed on to the model.
+    model: A module that returns :class:`HeadOutputs`, or a container with one or
+      several.
+    log_weights: Shape ``(num_heads,)``, from ``alrao_jax.log_weights(opt_state)``. For
+      a model that returns several :class:`HeadOutputs`, say in a dict, a mapping from
+      the "/"-joined path of each in the result to its weights.
+    *args: The model's inputs.
+    output: ``"log_probs"`` (:func:`mixture_log_probs`), ``"mean"``
+      (:func:`mixture_mean`), a function ``(heads, log_weights) -> prediction``, or a
+      mapping by path to these.
+    **kwargs: Passed on to the model.
 
   Returns:
     What the model returns, with predictions: log-probabilities ``(..., num_classes)``
     by default.
 
   Raises:
-    ValueError: the model returns no `HeadOutputs`, or others than ``log_weights`` has.
+    ValueError: If the model returns no :class:`HeadOutputs`, or others than
+      ``log_weights`` has.
 
   Example:
     >>> import jax.numpy as jnp, alrao_jax.nnx

@@ -31,13 +31,13 @@ def load(num_test: int = 500) -> tuple[Split, Split]:
 
 
 def check_seed(seed: int) -> None:
-  """Refuses a seed that `jax.random.key` would take for another one.
+  """Refuses a seed that :func:`jax.random.key` would take for another one.
 
   Args:
     seed: From 0 to 2**32 - 1; JAX keeps the last 32 bits of others and says nothing.
 
   Raises:
-    ValueError: It is another number. From the command line: exit code 2.
+    ValueError: If it is another number. From the command line: exit code 2.
   """
   if not 0 <= seed < 2**32:
     raise ValueError(f"--seed must be from 0 to 2**32 - 1, got {seed}.")

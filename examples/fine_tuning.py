@@ -37,7 +37,7 @@ class Classifier(nn.Module):
 
   @nn.compact
   def __call__(self, images: jax.Array) -> Any:
-    """Returns logits (batch, 5), or `HeadOutputs` of them."""
+    """Returns logits (batch, 5), or :class:`HeadOutputs` of them."""
     hidden = images.reshape(len(images), -1)
     for _ in range(3):
       hidden = nn.relu(nn.LayerNorm()(nn.Dense(64)(hidden)))

@@ -26,7 +26,7 @@ class Classifier(nn.Module):
 
   @nn.compact
   def __call__(self, images: jax.Array) -> alrao.HeadOutputs:
-    """Returns `HeadOutputs` of logits (batch, 10)."""
+    """Returns :class:`HeadOutputs` of logits (batch, 10)."""
     hidden = images.reshape(len(images), -1)
     for _ in range(2):
       hidden = nn.relu(nn.LayerNorm()(nn.Dense(64)(hidden)))

@@ -3,14 +3,14 @@
     python examples/mixed_precision.py
 
 What memory and speed ask for on accelerators: blocks compute in bfloat16 and are
-rematerialised (`nn.remat`, linen's `jax.checkpoint`), so that only their inputs are
-kept for the backward pass. Parameters, Alrao's rates and the heads' posterior are
+rematerialised (``nn.remat``, linen's :func:`jax.checkpoint`), so that only their inputs
+are kept for the backward pass. Parameters, Alrao's rates and the heads' posterior are
 float32; so are the heads, whose log-likelihoods the posterior adds up. It ends at a
 test accuracy of about 98 %.
 
-In float16, which needs loss scaling, write `DynamicScale().value_and_grad` (Flax's) for
-`jax.value_and_grad`, and keep parameters and optimizer state of steps that it calls not
-finite. It sees an overflow of every head that has a part in the mixture.
+In float16, which needs loss scaling, write ``DynamicScale().value_and_grad`` (Flax's)
+for :func:`jax.value_and_grad`, and keep parameters and optimizer state of steps that it
+calls not finite. It sees an overflow of every head that has a part in the mixture.
 """
 
 import dataclasses
@@ -48,7 +48,7 @@ class Classifier(nn.Module):
 
   @nn.compact
   def __call__(self, images: jax.Array) -> alrao.HeadOutputs:
-    """Maps images (batch, 8, 8, 1) to `HeadOutputs` of logits (batch, 10), float32."""
+    """Maps images (batch, 8, 8, 1) to float32 logits (batch, 10) of all heads."""
     hidden = nn.Conv(32, (3, 3), 2, dtype=jnp.bfloat16)(images.astype(jnp.bfloat16))
     hidden = nn.GroupNorm(8, dtype=jnp.bfloat16)(hidden)
     for _ in range(2):

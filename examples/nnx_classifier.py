@@ -2,9 +2,9 @@
 
     python examples/nnx_classifier.py
 
-After half of the epochs the losing heads go (`collapse`) and training goes on at the
-price of an ordinary network; at the end the one that is left becomes the ordinary
-output layer of a model that knows nothing of Alrao (`export`). It ends at a test
+After half of the epochs the losing heads go (:func:`collapse`) and training goes on at
+the price of an ordinary network; at the end the one that is left becomes the ordinary
+output layer of a model that knows nothing of Alrao (:func:`export`). It ends at a test
 accuracy of about 99 %.
 """
 
@@ -48,7 +48,7 @@ class Classifier(nnx.Module):
       self.output = alrao.nnx.MultiHead(output, num_heads=num_heads, rngs=rngs)
 
   def __call__(self, images: jax.Array) -> Any:
-    """Maps images (batch, 8, 8, 1) to logits (batch, 10), or `HeadOutputs` of them."""
+    """Maps images (batch, 8, 8, 1) to logits (batch, 10), of all heads or of one."""
     hidden = images
     for conv, norm in zip(self.convs, self.norms, strict=True):
       hidden = nnx.relu(norm(conv(hidden)))

@@ -114,7 +114,7 @@ def print_table(results: dict[str, Any]) -> None:
 
 
 def write(results: dict[str, Any], folder: Path) -> None:
-  """Writes `results.json` and `quickstart.png` into an existing folder."""
+  """Writes ``results.json`` and ``quickstart.png`` into an existing folder."""
   text = json.dumps(without_nan(results))
   write_whole(folder / "results.json", lambda path: path.write_text(text))
   picture = folder / "quickstart.png"
@@ -123,7 +123,7 @@ def write(results: dict[str, Any], folder: Path) -> None:
 
 
 def write_whole(path: Path, write_to: Callable[[Path], Any]) -> None:
-  """Writes beside `path` first, so that a half-written file never has its name."""
+  """Writes beside ``path`` first, so that a half-written file never has its name."""
   part = path.with_name(f".part-{path.name}")
   write_to(part)
   part.replace(path)

@@ -3,9 +3,9 @@
     python examples/regression.py
 
 Two problems: a noisy sine, and scikit-learn's diabetes data, which come inside its
-wheel. A network predicts a mean and, unless `--no-learn-noise`, the noise around it.
+wheel. A network predicts a mean and, unless ``--no-learn-noise``, the noise around it.
 Alrao, Adam at its default rate and plain SGD at seven rates train the same network. It
-ends with a table, and with `regression.png` in the output folder.
+ends with a table, and with ``regression.png`` in the output folder.
 
 The numbers 1, 2 and 3 mark the lines that differ from an ordinary program.
 """
@@ -68,14 +68,14 @@ class Gaussian(nn.Module):
 
 
 class Regressor(nn.Module):
-  """Two hidden layers and the output layer: `num_heads` copies of it for Alrao."""
+  """Two hidden layers and the output layer: ``num_heads`` copies of it for Alrao."""
 
   learn_noise: bool
   num_heads: int | None = None
 
   @nn.compact
   def __call__(self, inputs: jax.Array) -> Any:
-    """Returns one head's outputs, or Alrao's `HeadOutputs`."""
+    """Returns one head's outputs, or Alrao's :class:`HeadOutputs`."""
     hidden = inputs
     for _ in range(2):
       hidden = nn.tanh(nn.Dense(64)(hidden))
@@ -112,7 +112,7 @@ METHODS = (
 def negative_log_likelihood(
   outputs: Any, targets: jax.Array, log_weights: jax.Array, noise_scale: float
 ) -> tuple[jax.Array, dict[str, Any]]:
-  """Returns the mean over a batch, and what `update` takes beside gradients."""
+  """Returns the mean over a batch, and what ``update`` takes beside gradients."""
   if isinstance(outputs, alrao.HeadOutputs):
     # 3. the mixture's loss
     loss, info = alrao.regression_loss(
@@ -133,7 +133,7 @@ class Prediction(NamedTuple):
   Attributes:
     mean: (n,).
     deviation: Standard deviation; of noise and of the heads' disagreement, (n,).
-    density: At each of `TARGETS`, (n, len(TARGETS)).
+    density: At each of ``TARGETS``, (n, len(TARGETS)).
   """
 
   mean: Any

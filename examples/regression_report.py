@@ -31,12 +31,12 @@ class Row(NamedTuple):
 
   Attributes:
     problem: What it was trained on.
-    method: How, a `regression.Method`.
+    method: How, a ``regression.Method``.
     rate: At which rate, where there is one.
     validation_loss: The least of all epochs; inf if none is finite, (seeds,).
     test_loss: In that epoch, (seeds,).
     explained: Share of the test targets' variance that the mean explains, (seeds,).
-    run: All of it, a `regression.Run` with the first axis (seeds,).
+    run: All of it, a ``regression.Run`` with the first axis (seeds,).
   """
 
   problem: Problem
