@@ -42,7 +42,7 @@ def guard(limit: float = 1.0, slowdown: float = 0.1) -> Guard:
   with the norms over all of the unit's weights and its bias. The 1 gives weights that
   start at 0 room to leave it; the norm of a Dense or Conv unit's weights is about 1
   under Flax's default initialiser (``lecun_normal``), whatever its fan-in.
-  ``python -m benchmarks.studies guard`` counts how many runs of a small convolutional
+  ``python -m benchmarks study guard`` counts how many runs of a small convolutional
   network end finite and learn, with and without it.
 
   Args:
