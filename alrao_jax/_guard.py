@@ -86,11 +86,11 @@ def guard_units(
 ) -> optax.GradientTransformationExtraArgs:
   r"""Stops the updates of units that are about to explode, and slows just those units.
 
-  For networks without normalisation and for wide intervals, where a unit that is far
-  too fast makes the activations of all that follow overflow, hence the gradient of the
-  whole network useless, for good. The step before that one is large but finite: it is
-  the one that is caught here, before it reaches the weights. With
-  :math:`k` the number of times that a unit was stopped so far, its update becomes
+  Use it for networks without normalisation and for wide intervals. There a unit that is
+  far too fast makes all later activations overflow, and the gradient of the whole
+  network becomes useless forever. The step before that is large but finite. The guard
+  stops this step before it reaches the weights. Let :math:`k` be the number of times
+  that a unit was stopped so far. Its update becomes
 
   .. math::
     \Delta w' = \mathrm{slowdown}^k \Delta w, \qquad
@@ -99,18 +99,17 @@ def guard_units(
       0 \text{ and } k \leftarrow k + 1 & \text{otherwise}
     \end{cases}
 
-  So a unit that is too fast finds a rate at which it is not. That is for good: no rate
-  rises again, so one broken batch slows every unit that it hits for the rest of the
-  training, and two such batches slow it by ``slowdown`` squared, unless
-  :func:`skip_broken_batches` stands around the chain, as ``alrao(..., guard=...)`` has
-  it. Weights that were finite stay so. An update that holds NaN is dropped, but slows
-  nobody, since it doesn't tell who is to blame. The updates of units that were never
-  stopped are left alone to the last bit (compiled into one program, XLA may round their
-  sum with the weights otherwise), and so are heads: a diverged head is
-  :func:`track_heads`' to leave out.
+  So a unit that is too fast finds a slower rate that works. No rate rises again: one
+  broken batch slows every unit that it hits for the rest of the training, and two such
+  batches slow it by ``slowdown`` squared. :func:`skip_broken_batches` around the chain
+  prevents that; ``alrao(..., guard=...)`` adds it. Finite weights stay finite. An
+  update that holds NaN is dropped, but slows no unit, since it doesn't tell which one
+  is at fault. Units that were never stopped get their updates unchanged to the last bit
+  (in one compiled program, XLA may round their sum with the weights differently). So do
+  heads: :func:`track_heads` handles diverged heads.
 
-  Stands after :func:`scale_by_unit_rates`, and after all else that makes updates
-  larger, such as a schedule; :func:`drop_diverged` stands first, so that the state of a
+  Put it after :func:`scale_by_unit_rates`, and after everything else that makes updates
+  larger, such as a schedule. Put :func:`drop_diverged` first, so that the state of a
   base stays finite too::
 
     alrao.skip_broken_batches(
@@ -123,11 +122,11 @@ def guard_units(
       )
     )
 
-  ``optax.apply_if_finite`` stops all units where one is not finite;
-  ``optax.adaptive_grad_clip`` shortens a unit's step where this one lowers its rate.
+  In contrast, ``optax.apply_if_finite`` stops all units if one is not finite, and
+  ``optax.adaptive_grad_clip`` shortens a unit's step but keeps its rate.
 
   Args:
-    settings: What :func:`guard` returned; its defaults without.
+    settings: What :func:`guard` returned; its defaults if None.
     units: How the units are read, as given to :func:`scale_by_unit_rates`.
 
   Returns:
@@ -136,8 +135,8 @@ def guard_units(
 
   Raises:
     TypeError: If ``settings`` is no :class:`Guard`, ``units`` no :class:`UnitOptions`.
-    ValueError: At ``update``, without ``params``, or with others than those of
-      ``init``; at ``init`` as :func:`unit_specs`.
+    ValueError: At ``update``, if ``params`` are missing or not those of ``init``; at
+      ``init`` as :func:`unit_specs`.
 
   Example:
     >>> import alrao_jax as alrao, jax.numpy as jnp
@@ -212,14 +211,14 @@ class SkipBrokenBatchesState(NamedTuple):
 def skip_broken_batches(
   inner: optax.GradientTransformation, *, units: UnitOptions = UnitOptions()
 ) -> optax.GradientTransformationExtraArgs:
-  r"""Skips the step of a batch that throws all units off, such as one not normalised.
+  r"""Skips the step of a batch that upsets most units, such as one not normalised.
 
-  One huge but finite batch does harm that stays: heads go off, momenta and averages of
-  squares hold its gradient for long, and :func:`guard_units` slows units that are not
-  to blame. A batch looks broken where
+  One huge but finite batch does lasting harm: heads diverge, momenta and averages of
+  squares keep its gradient for long, and :func:`guard_units` slows units that are not
+  at fault. A batch looks broken if
 
-  - the gradients of more than half of the units, or of the heads, that have one at all
-    are not finite or more than 100 times their largest of late,
+  - more than half of the units with a gradient, or of the heads with one, have a
+    gradient that is not finite or above 100 times their recent largest,
     :math:`r \leftarrow \max(\|g\|, 0.99 r)`; or
   - a :func:`guard_units` in ``inner`` stops more than half of the units.
 
