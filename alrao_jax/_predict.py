@@ -15,8 +15,8 @@ from ._tree import path_of
 def mixture_log_probs(heads: HeadOutputs, log_weights: jax.Array) -> jax.Array:
   r"""Log-probabilities of a mixture of softmax classifiers.
 
-  A head whose probabilities are NaN for an example is left out there, and the weights
-  are renormalised over the others.
+  If a head has NaN probabilities for an example, the mixture leaves it out for that
+  example, and the weights are renormalised over the others.
 
   Args:
     heads: Logits of shape ``(num_heads, ..., num_classes)``.
@@ -63,13 +63,13 @@ def mixture_mean(
 ) -> jax.Array:
   r"""Mean prediction of a mixture, :math:`\sum_j a_j\, \text{link}(\text{outputs}_j)`.
 
-  Entries that are not finite in a head are left out there, and the weights are
-  renormalised over the others.
+  If an entry of a head is not finite, the mean leaves the head out for that entry, and
+  the weights are renormalised over the others.
 
-  A mean, unlike a mixture's probabilities, has no bound: a head that has diverged to
-  1e9 and is not infinite ruins it with a weight of a millionth, which the switch
-  leaves to every head. For outputs without bounds, such as regression's, give
-  ``min_weight=0.05`` or the like.
+  Unlike a mixture's probabilities, a mean has no bound. The switch leaves every head a
+  weight of a millionth, and a head that has grown to 1e9 ruins the mean with it. For
+  outputs without bounds, such as those of regression, give ``min_weight=0.05`` or the
+  like.
 
   Args:
     heads: Outputs with leading axis ``num_heads``.
@@ -77,17 +77,18 @@ def mixture_mean(
     link: What to average, a function of one head's outputs: :func:`jax.nn.sigmoid` for
       the probabilities of yes-no labels, ``lambda outputs: outputs[0]`` for the means
       of heads that return ``(mean, log_scale)``. By default the outputs.
-    min_weight: Heads of a smaller weight are left out; 0 to ``1 / num_heads``, so that
-      one always remains.
+    min_weight: Heads of a smaller weight are left out. At least 0 and at most
+      ``1 / num_heads``, so that one head always remains.
 
   Returns:
-    The mean, of the shape of ``link``'s result, in at least float32; NaN where no head
+    The mean, in the shape of ``link``'s result and at least float32; NaN where no head
     is finite. Its gradient goes to the features, not to the heads.
 
   Raises:
     TypeError: If ``heads`` is not :class:`HeadOutputs`, or what is averaged is not one
       array.
-    ValueError: If ``log_weights`` have another shape; ``min_weight`` is out of range.
+    ValueError: If ``log_weights`` have another shape, or ``min_weight`` is out of
+      range.
 
   Example:
     >>> import jax.numpy as jnp
@@ -106,7 +107,7 @@ def mixture_mean(
     )
   if min_weight:
     log_weights = jnp.asarray(log_weights)
-    # The heaviest has 1 / num_heads but for rounding.
+    # Apart from rounding, the heaviest has at least 1 / num_heads.
     believed = log_weights >= math.log(min_weight)
     believed |= log_weights == log_weights.max()
     log_weights = jnp.where(believed, log_weights, -jnp.inf)
@@ -118,7 +119,7 @@ def mixture_mean(
 
   values = jax.lax.stop_gradient(evaluate(heads))
   good = jnp.isfinite(values)
-  # Else the derivative of the link, there NaN, would meet a cotangent of zero.
+  # Otherwise a NaN derivative of the link would meet a cotangent of zero.
   heads = trained_where_finite(heads, jnp.ones(heads.num_heads, bool), values)
   values = evaluate(heads)
   weights = jnp.exp(_renormalised(log_weights, good, values.dtype))
@@ -157,15 +158,15 @@ def predict_from(
       :class:`HeadOutputs`, a mapping from the "/"-joined path of each in ``outputs`` to
       its weights; nested containers shaped like ``outputs`` do as well.
     output: ``"log_probs"`` (:func:`mixture_log_probs`), ``"mean"``
-      (:func:`mixture_mean`), a function ``(heads, log_weights) -> prediction``, or a
-      mapping like ``log_weights`` where the several differ.
+      (:func:`mixture_mean`), a function ``(heads, log_weights) -> prediction``, or, if
+      several differ, a mapping like ``log_weights``.
 
   Returns:
     ``outputs`` with predictions.
 
   Raises:
-    ValueError: If ``outputs`` holds no :class:`HeadOutputs`, several but one
-      ``log_weights``, or others than ``log_weights`` names; ``output`` is an unknown
+    ValueError: If ``outputs`` holds no :class:`HeadOutputs`, several for one
+      ``log_weights``, or others than ``log_weights`` names; if ``output`` is an unknown
       name.
     TypeError: If ``output`` is neither a name nor a function.
   """
