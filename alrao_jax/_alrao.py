@@ -777,7 +777,7 @@ def _gathered(interval, narrowest, state: GatherUnitsState, drawn):
   inward = jnp.array([1, -1], drawn.dtype)
   width = jnp.log(ends[1]) - jnp.log(ends[0])
   # Factors of exactly 1 if neither posterior nor interval moved. In two halves, since
-  # the whole factor may overflow where no bound does.
+  # the whole factor may overflow although no bound does.
   half = jnp.exp((drawn - state.drawn) * inward * width / 2)
   bounds = state.bounds * (ends / state.interval) * half * half
   # After a collapse to distant heads, a posterior may contract by more than the units'

@@ -1,4 +1,4 @@
-"""Checks of arguments, aware of tracers, and packages that only some functions need."""
+"""Checks of arguments, which know tracers, and imports of optional packages."""
 
 import functools
 import importlib
@@ -15,13 +15,13 @@ import numpy as np
 
 
 def is_concrete(value: Any) -> bool:
-  """Whether ``value`` is a number (or an array of numbers) that can be looked at.
+  """Whether ``value`` is a number (or an array of numbers) with a known value.
 
   Args:
     value: Anything.
 
   Returns:
-    False for tracers, and for what is no number at all (``None``, text, functions).
+    False for tracers and for other types (``None``, text, functions).
   """
   return not isinstance(value, jax.core.Tracer) and _as_numbers(value) is not None
 
@@ -32,7 +32,7 @@ def check_positive(call: str, name: str, value: Any) -> None:
   Args:
     call: The call that the message names, such as ``"alrao()"``.
     name: The argument's name.
-    value: A number, or an array of which every entry must obey.
+    value: A number, or an array; every entry must obey the rule.
 
   Raises:
     ValueError: If the value breaks the rule.
@@ -52,7 +52,7 @@ def check_non_negative(call: str, name: str, value: Any) -> None:
   Args:
     call: The call that the message names, such as ``"alrao()"``.
     name: The argument's name.
-    value: A number, or an array of which every entry must obey.
+    value: A number, or an array; every entry must obey the rule.
 
   Raises:
     ValueError: If the value breaks the rule.
@@ -108,7 +108,7 @@ def check_probability(call: str, name: str, value: Any, *, open: bool = False) -
   Args:
     call: The call that the message names, such as ``"switch()"``.
     name: The argument's name.
-    value: A number, or an array of which every entry must obey.
+    value: A number, or an array; every entry must obey the rule.
     open: Whether the two ends are refused.
 
   Raises:
@@ -129,12 +129,12 @@ def check_probability(call: str, name: str, value: Any, *, open: bool = False) -
 def check_count(call: str, name: str, value: Any) -> None:
   """Refuses what is not an integer of 1 or more, known before tracing.
 
-  A count fixes shapes. So, unlike the other checks, this one refuses tracers too.
+  A count fixes shapes, so this check refuses tracers too, unlike the others.
 
   Args:
     call: The call that the message names, such as ``"MultiHead()"``.
     name: The argument's name.
-    value: A Python or NumPy integer; a bool is none.
+    value: A Python or NumPy integer, no bool.
 
   Raises:
     ValueError: If the integer is below 1.
@@ -196,7 +196,7 @@ def _where(call: str, name: str) -> str:
 
 
 def _shown(value: Any) -> str:
-  """A value in an error message: short, with its type where the type is the matter."""
+  """A value in an error message: short, with its type."""
   kind = type(value).__name__
   if isinstance(value, (bool, int, float, str)):
     return f"{value!r} of type {kind}"
@@ -237,8 +237,8 @@ def optional(call: str, module: str, instead: str) -> Any:
 
   Args:
     call: What needs it, for the error, such as ``"Report.plot()"``.
-    module: The module, ``"rich.table"``.
-    instead: What does without it, for the error.
+    module: The module, such as ``"rich.table"``.
+    instead: What works without it, for the error.
 
   Returns:
     The module.
@@ -260,7 +260,7 @@ def optional(call: str, module: str, instead: str) -> Any:
     ) from error
 
 
-# Keywords that were taken out, and what to write instead.
+# Removed keywords, and what to write instead.
 _REMOVED = {
   "overrides": "write units=alrao_jax.UnitOptions(overrides=...)",
   "strict": "write units=alrao_jax.UnitOptions(strict=...)",
@@ -288,7 +288,7 @@ _R = TypeVar("_R")
 
 
 def refuses_removed(function: Callable[_P, _R]) -> Callable[_P, _R]:
-  """Decorates a function that once had more keywords: it says what to write instead.
+  """Decorates a function so that removed keywords raise, and say what to write.
 
   Example:
     >>> refuses_removed(lambda tree: tree)(tree=3)
@@ -305,15 +305,15 @@ def refuses_removed(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
 
 def refuse_removed(call: str, given: Mapping[str, Any], taken: Any = ()) -> None:
-  """Refuses keywords that were taken out.
+  """Refuses removed keywords.
 
   Args:
     call: The call that the message names, such as ``"alrao()"``.
     given: The keywords that it got.
-    taken: The names that it does take.
+    taken: The names that it takes.
 
   Raises:
-    TypeError: If there is one; the message says what to write instead.
+    TypeError: If there is a removed keyword; the message says what to write instead.
   """
   for name in given:
     if name in _REMOVED and name not in taken:

@@ -34,7 +34,7 @@ class LogUniform(NamedTuple):
     """The rate at quantile ``u``: a share ``u`` of all rates is below it."""
     lo, hi = self.min_learning_rate, self.max_learning_rate
     # With equal bounds this is lo to the last bit. In two halves, since hi / lo may
-    # overflow if neither bound does.
+    # overflow although neither bound does.
     half = jnp.exp(u * (jnp.log(hi) - jnp.log(lo)) / 2)
     return lo * half * half
 
