@@ -3,8 +3,9 @@
     python examples/quickstart.py
 
 Alrao, plain SGD at seven learning rates and Adam at its default train the same network
-on scikit-learn's digits, images of 8x8 pixels that come inside its wheel. It ends with
-a table, and with ``results.json`` and ``quickstart.png`` in the output folder.
+on scikit-learn's digits, images of 8x8 pixels that come inside its wheel. The program
+prints a table, and writes ``results.json`` and ``quickstart.png`` into the output
+folder.
 
 A program of your own needs what ``Classifier`` and ``make_alrao_step`` show. The
 numbers 1, 2 and 3 mark the lines that differ from an ordinary program.
@@ -118,7 +119,7 @@ def make_alrao_step(model: nn.Module, optimizer: optax.GradientTransformationExt
       head_log_likelihoods=info.head_log_likelihoods,
     )
     params = optax.apply_updates(state.params, updates)
-    # A batch with NaN costs nothing but itself, here too.
+    # A batch with NaN does no lasting harm here, either.
     batch_stats = alrao.keep_finite(batch_stats, state.batch_stats)
     return State(params, batch_stats, opt_state), jnp.exp(log_weights)
 
