@@ -57,7 +57,7 @@ class SwitchState(NamedTuple):
 
   Attributes:
     alpha: Shape ``(N,)``, log-weight of "head j now, and may still switch".
-    beta: Shape ``(N,)``, log-weight of "head j from now on, for good".
+    beta: Shape ``(N,)``, log-weight of "head j from now on, forever".
     count: int32 scalar, the time ``t``: 1 before the first observation.
   """
 

@@ -104,8 +104,8 @@ def load_pretrained(
     )
   if shapes:
     raise ValueError(
-      f"load_pretrained() needs equal shapes, got {_listed(shapes)}. An output layer "
-      "for other classes starts afresh with keep=('^<its name>/',)."
+      f"load_pretrained() needs equal shapes, got {_listed(shapes)}. For an "
+      "output layer with other classes, write keep=('^<its name>/',)."
     )
   if dtypes:
     raise TypeError(
@@ -502,7 +502,7 @@ def chosen_heads(call: str, opt_state: Any, params: Any, head: Any) -> dict[str,
     if set(layers.values()) != {1}:
       raise ValueError(
         f"{call} must know which head to take of {layers}. Pass the optimizer's state, "
-        "whose posterior chooses, or head=0 for the first."
+        "so that its posterior chooses, or head=0 for the first."
       )
     return dict.fromkeys(layers, 0)
   best = {}
@@ -592,7 +592,7 @@ def _best(call, log_weights, name, num_heads):
     raise ValueError(
       f"{call[:-1]}opt_state=...) must have a posterior over the {num_heads} heads of "
       f"{name!r}, got one over {log_weights.size}. Pass the state that belongs to "
-      "these parameters; after collapse(...), that which it returned."
+      "these parameters; after collapse(...), pass the state that it returned."
     )
   return jnp.argmax(log_weights)
 

@@ -144,7 +144,7 @@ def routed_loss(
     return weighted.sum(axis=tuple(range(1, values.ndim))) / constant(divisor)
 
   healthy = jnp.isfinite(mean(values))
-  # XLA computes the three evaluations, which differ in their gradient alone, as one.
+  # XLA computes the three evaluations, which only differ in their gradient, as one.
   heads = trained_where_finite(heads, healthy, values)
   own = jnp.where(healthy, mean(converted(constant(closed_over), heads.own)), 0)
   outputs = heads.shared
@@ -451,9 +451,9 @@ def _check_known(call: str, labels: Any, valid: Any, weights: Any, rule: str) ->
   if wrong.any():
     first = labels[wrong][0]
     raise ValueError(
-      f"{call[:-1]}labels=...) {rule}, got {first}. If it marks what is to be ignored, "
-      f"write ignore_label={first}, or weights= with 0 for those examples; to count "
-      "classes from the end, as optax does, labels % num_classes."
+      f"{call[:-1]}labels=...) {rule}, got {first}. If it marks ignored examples, "
+      f"write ignore_label={first}, or weights= with 0 for those examples. To count "
+      "classes from the end, as optax does, write labels % num_classes."
     )
 
 

@@ -488,8 +488,8 @@ def report(
   if ladder.shape != weights.shape:
     raise ValueError(
       f"{call[:-1]}opt_state=...) has a posterior over {weights.size} heads, but rates "
-      f"for {ladder.size} heads among params. Pass the state and the params of that "
-      "scale_by_unit_rates that holds the heads' rates."
+      f"for {ladder.size} heads among params. Pass the state and the params of the "
+      "scale_by_unit_rates with the heads' rates."
     )
   layers = tracked_heads(opt_state)
   if None not in layers:

@@ -395,8 +395,8 @@ def collapse(state: train_state.TrainState, keep: int | Sequence[int] = 1) -> An
       raise ValueError(
         "linen.collapse(state) must hold the state of one track_heads, in opt_state, "
         f"got another one in {name!r}. Collapse each optimizer's state by "
-        "alrao_jax.collapse(optimizer, opt_state, params, keep), and state.replace(...)"
-        " the fields."
+        "alrao_jax.collapse(optimizer, opt_state, params, keep), and write the results "
+        "back with state.replace(...)."
       )
   params: Any = state.params
   # With fp8 statistics, Flax gives the optimizer only a part of ``params``.
