@@ -1460,9 +1460,9 @@ gat(
   "nn.GATConv, as a linen module (two heads of width four)",
   """
   lin/kernel 3,8 -> 1
-  att_src 2,4 -> 0,1 of src
-  att_dst 2,4 -> 0,1 of dst
-  bias 8 -> 0 of bias
+  att_src 2,4 -> 0 of src
+  att_dst 2,4 -> 0 of dst
+  bias 8 -> 0 of lin
   """,
 )
 gatv2 = Package("gatv2_eqx", "0.1.1", "first")
