@@ -3,6 +3,7 @@
 import importlib
 from typing import Any
 
+from ._alrao import DropDivergedState as DropDivergedState
 from ._alrao import GatherUnitsState as GatherUnitsState
 from ._alrao import ScheduleFreeAlraoState as ScheduleFreeAlraoState
 from ._alrao import SteppedAverage as SteppedAverage
@@ -24,9 +25,11 @@ from ._convert import load_pretrained as load_pretrained
 from ._convert import take_heads as take_heads
 from ._guard import Guard as Guard
 from ._guard import GuardUnitsState as GuardUnitsState
+from ._guard import SkipBrokenBatchesState as SkipBrokenBatchesState
 from ._guard import guard as guard
 from ._guard import guard_units as guard_units
 from ._guard import keep_finite as keep_finite
+from ._guard import skip_broken_batches as skip_broken_batches
 from ._heads import Leader as Leader
 from ._heads import PerHeadState as PerHeadState
 from ._heads import TrackHeadsState as TrackHeadsState

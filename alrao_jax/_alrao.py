@@ -1,7 +1,7 @@
 """Alrao, the papers' and schedule-free, as chains of the library's parts."""
 
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +10,14 @@ import optax
 
 from . import _checks, _tree
 from ._averaging import Averaging, switch
-from ._guard import Guard, guard_units
+from ._guard import Guard, guard_units, skip_broken_batches
 from ._heads import TrackHeadsState, track_heads
 from ._rates import LogUniform, ScaleByUnitRatesState, scale_by_unit_rates
 from ._tree import find_state, find_states
+from ._units import UnitOptions, check_options
 
 
+@_checks.refuses_removed
 def alrao(
   key: jax.Array,
   base: optax.GradientTransformation | None = None,
@@ -26,14 +28,9 @@ def alrao(
   weight_decay: optax.ScalarOrSchedule | None = None,
   weight_decay_mask: Any = None,
   averaging: Averaging = switch(),
-  names: tuple[str, ...] | None = None,
   distribution: Any = None,
-  overrides: tuple = (),
-  heads: str | None = _tree.HEADS_REGEX,
-  strict: bool = False,
-  unit_axis: Literal["last", "first"] = "last",
-  granularity: Literal["per_unit", "per_weight"] = "per_unit",
-  redraw: bool = False,
+  units: UnitOptions = UnitOptions(),
+  heads: bool = True,
   single_head_learning_rate: float | None = None,
   guard: Guard | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -54,6 +51,8 @@ def alrao(
         optax.scale_by_schedule(schedule))),
       alrao.guard_units(guard),
       alrao.track_heads(averaging))
+
+  with a ``guard`` within :func:`skip_broken_batches`.
 
   Which interval goes with which base: ``[1e-5, 10]`` (the default) for plain SGD, and
   ``[1e-6, 1]`` for ``optax.scale_by_adam()``, both the papers'. A base with momentum
@@ -76,22 +75,17 @@ def alrao(
       own rate times ``weight_decay``. For the coupled kind put
       ``optax.add_decayed_weights`` first in ``base``. A number or a schedule.
     weight_decay_mask: The ``mask`` of :func:`optax.add_decayed_weights`.
-    averaging: How the posterior learns: :func:`switch`, :func:`bayes` or
-      :func:`fixed_share`.
-    names: Names of the MultiHeads, where the model has several; see
-      :func:`track_heads`.
-    distribution: See :func:`scale_by_unit_rates`, as for all that follow.
-    overrides: See :func:`scale_by_unit_rates`.
-    heads: Regular expression for the paths of the heads' parameters. ``None``: the
-      model has an ordinary output layer, whose units draw rates like all others, and
-      ``update`` takes no ``head_log_likelihoods``.
-    strict: See :func:`scale_by_unit_rates`.
-    unit_axis: See :func:`scale_by_unit_rates`.
-    granularity: See :func:`scale_by_unit_rates`.
-    redraw: See :func:`scale_by_unit_rates`.
+    averaging: How the posteriors learn, one for each MultiHead: :func:`switch`,
+      :func:`bayes` or :func:`fixed_share`; see :func:`track_heads`.
+    distribution: See :func:`scale_by_unit_rates`.
+    units: How the units are read; see :class:`UnitOptions`.
+    heads: ``False`` says that the model has no MultiHead but an ordinary output layer,
+      whose units draw rates like all others; ``update`` takes no
+      ``head_log_likelihoods`` then.
     single_head_learning_rate: See :func:`scale_by_unit_rates`.
     guard: ``alrao.guard()`` stops and slows units that are about to explode, in
-      networks without normalisation and for wide intervals; see :func:`guard_units`.
+      networks without normalisation and for wide intervals, and skips broken batches;
+      see :func:`guard_units` and :func:`skip_broken_batches`.
 
   Returns:
     The optimizer; its updates descend. ``update(grads, opt_state, params,
@@ -125,6 +119,8 @@ def alrao(
     )
   base = optax.identity() if base is None else base
   _check_base(base)
+  check_options("alrao()", units)
+  _check_flag("alrao()", heads)
   wide = [base]
   if weight_decay is not None:
     wide.append(_add_decayed_weights("alrao()", weight_decay, weight_decay_mask))
@@ -134,12 +130,7 @@ def alrao(
       min_learning_rate,
       max_learning_rate,
       distribution=distribution,
-      overrides=overrides,
-      heads=heads,
-      strict=strict,
-      unit_axis=unit_axis,
-      granularity=granularity,
-      redraw=redraw,
+      units=units,
       single_head_learning_rate=single_head_learning_rate,
     )
   )
@@ -152,42 +143,103 @@ def alrao(
   # What follows must see the parameters' own dtype: the numbers that it can't hold.
   parts = [drop_diverged(), in_float32(optax.chain(*wide))]
   if guard is not None:
-    parts.append(
-      guard_units(
-        guard,
-        overrides=overrides,
-        heads=heads,
-        strict=strict,
-        unit_axis=unit_axis,
-        granularity=granularity,
-      )
+    parts.append(guard_units(guard, units=units))
+  if heads:
+    parts.append(track_heads(averaging))
+  tx = optax.chain(*parts)
+  if guard is not None:
+    tx = skip_broken_batches(tx, units=units)
+  if not heads:
+    tx = _without_heads("alrao()", tx)
+  return _checks.checked("alrao()", tx, ScaleByUnitRatesState)
+
+
+def _check_flag(call, heads):
+  if not isinstance(heads, bool):
+    raise TypeError(
+      f"{call[:-1]}heads=...) must be True or False, got {heads!r}: write heads=False "
+      "for a model without MultiHead. The heads' parameters are those below the key "
+      "'alrao_heads'."
     )
-  if heads is not None:
-    parts.append(track_heads(averaging, heads=heads, names=names))
-  return _checks.checked("alrao()", optax.chain(*parts), ScaleByUnitRatesState)
 
 
+def _without_heads(call, tx):
+  """The optimizer of a model that is said to have no MultiHead."""
+
+  def init_fn(params):
+    if layers := _tree.layers_of(call, params):
+      raise ValueError(
+        f"{call[:-1]}heads=False) is for a model without MultiHead, got one at "
+        f"{next(iter(layers))!r}: leave heads= out."
+      )
+    return tx.init(params)
+
+  return optax.GradientTransformationExtraArgs(init_fn, tx.update)
+
+
+class DropDivergedState(NamedTuple):
+  """State of :func:`drop_diverged`.
+
+  Attributes:
+    nonfinite_body_steps: int32 scalar, the number of steps with NaN or an infinity in
+      the gradient of a parameter that is no head's.
+    nonfinite_head_steps: The same for the heads' parameters. (The gradient of a head
+      that has no part in the mixture is finite: :class:`~alrao_jax.linen.MultiHead`
+      sees to it.)
+  """
+
+  nonfinite_body_steps: jax.Array
+  nonfinite_head_steps: jax.Array
+
+
+@_checks.refuses_removed
 def drop_diverged() -> optax.GradientTransformation:
-  """Zeroes gradient entries that a base's state would keep for good.
+  """Zeroes gradient entries that a base's state would keep for good, and counts steps.
 
   NaN and infinities of a diverged unit, and entries beyond 1e18, whose squares
   overflow float32: Adam would sum them and never move that weight again. The first
-  part of :func:`alrao`; the first of a chain of one's own, too.
+  part of :func:`alrao`; the first of a chain of one's own, too, since the gradient of
+  a head with a part in the mixture is as it is, finite or not, for loss scaling to see.
+  :func:`scalars` shows in how many steps there was something that is not finite.
 
   Returns:
-    The transformation. Updates keep their sign.
+    The transformation. Updates keep their sign; heads are counted apart.
 
   Example:
     >>> import alrao_jax as alrao, jax.numpy as jnp
-    >>> print(alrao.drop_diverged().update(jnp.array([1.0, jnp.nan, 1e20]), ())[0])
-    [1. 0. 0.]
+    >>> grads = jnp.array([1.0, jnp.nan, 1e20])
+    >>> dropping = alrao.drop_diverged()
+    >>> updates, state = dropping.update(grads, dropping.init(grads))
+    >>> print(updates, state.nonfinite_body_steps)
+    [1. 0. 0.] 1
   """
 
   def drop(g):
     largest = min(1e18, float(jnp.finfo(g.dtype).max))
     return jnp.where(jnp.abs(g) <= largest, g, jnp.zeros_like(g))
 
-  return optax.stateless(lambda updates, _: jax.tree.map(drop, updates))
+  def init_fn(params):
+    del params
+    return DropDivergedState(jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32))
+
+  def update_fn(updates, state, params=None):
+    del params
+    broken = {True: [jnp.zeros([], bool)], False: [jnp.zeros([], bool)]}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(updates):
+      is_head = _tree.head_name(_tree.path_of(path)) is not None
+      broken[is_head].append(~jnp.isfinite(leaf).all())
+
+    def count(steps, is_head):
+      return jnp.where(
+        jnp.stack(broken[is_head]).any(), optax.safe_increment(steps), steps
+      )
+
+    state = DropDivergedState(
+      count(state.nonfinite_body_steps, False), count(state.nonfinite_head_steps, True)
+    )
+    return jax.tree.map(drop, updates), state
+
+  return optax.GradientTransformation(init_fn, update_fn)
 
 
 def in_float32(
@@ -369,6 +421,7 @@ class ScheduleFreeAlraoState(NamedTuple):
   inner: Any
 
 
+@_checks.refuses_removed
 def schedule_free_alrao(
   key: jax.Array,
   min_learning_rate: float = 1e-4,
@@ -382,10 +435,8 @@ def schedule_free_alrao(
   weight_decay: optax.ScalarOrSchedule | None = None,
   weight_decay_mask: Any = None,
   averaging: Averaging = switch(),
-  names: tuple[str, ...] | None = None,
-  overrides: tuple = (),
-  heads: str | None = _tree.HEADS_REGEX,
-  strict: bool = False,
+  units: UnitOptions = UnitOptions(),
+  heads: bool = True,
   guard: Guard | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   r"""Alrao with a normalised base, rates that draw together, and averaged parameters.
@@ -433,12 +484,10 @@ def schedule_free_alrao(
     eps: At least 0; added to its root.
     weight_decay: As in :func:`alrao`, for all that follow.
     weight_decay_mask: See :func:`alrao`.
-    averaging: See :func:`alrao`.
-    names: See :func:`alrao`. The units follow the mean of the posteriors.
-    overrides: See :func:`alrao`.
-    heads: See :func:`alrao`. With ``None`` there is no posterior to follow: the units'
+    averaging: See :func:`alrao`. The units follow the mean of several posteriors.
+    units: See :func:`alrao`.
+    heads: See :func:`alrao`. With ``False`` there is no posterior to follow: the units'
       rates stay as they were drawn.
-    strict: See :func:`alrao`.
     guard: See :func:`alrao`.
 
   Returns:
@@ -478,16 +527,17 @@ def schedule_free_alrao(
   _checks.check_non_negative(call, "eps", eps)
   if _checks.is_concrete(interpolation) and interpolation == 1:
     raise ValueError(f"{call[:-1]}interpolation=...) must be less than 1, got 1.")
-  reading = {"overrides": overrides, "heads": heads, "strict": strict}
+  check_options(call, units)
+  _check_flag(call, heads)
   parts = [drop_diverged(), _scale_by_root_mean_square(b2, eps)]
   if weight_decay is not None:
     parts.append(_add_decayed_weights(call, weight_decay, weight_decay_mask))
   interval = LogUniform(min_learning_rate, max_learning_rate)
-  parts.append(_scale_by_gathered_rates(key, interval, narrowest, reading))
+  parts.append(_scale_by_gathered_rates(key, interval, narrowest, units))
   if guard is not None:
-    parts.append(guard_units(guard, **reading))
-  if heads is not None:
-    parts.append(track_heads(averaging, heads=heads, names=names))
+    parts.append(guard_units(guard, units=units))
+  if heads:
+    parts.append(track_heads(averaging))
   chain = optax.chain(*parts)
 
   def init_fn(params):
@@ -504,7 +554,7 @@ def schedule_free_alrao(
         f"{call} averages parameters, got none. Write optimizer.update(grads, "
         "opt_state, params, head_log_likelihoods=...)."
       )
-    if heads is not None:
+    if heads:
       (tracked,) = find_states(state.inner, TrackHeadsState)
       extra_args["head_log_weights"] = tracked.log_weights
     wide = _widened(params)
@@ -516,6 +566,10 @@ def schedule_free_alrao(
     return _with_dtypes_of(updates, moves), new_state
 
   tx = optax.GradientTransformationExtraArgs(init_fn, update_fn)
+  if guard is not None:
+    tx = skip_broken_batches(tx, units=units)
+  if not heads:
+    tx = _without_heads(call, tx)
   return _checks.checked(call, tx, ScheduleFreeAlraoState)
 
 
@@ -663,11 +717,11 @@ def _scale_by_root_mean_square(b2: Any, eps: Any):
   return optax.GradientTransformation(adam.init, update_fn)
 
 
-def _scale_by_gathered_rates(key, interval, narrowest, reading):
+def _scale_by_gathered_rates(key, interval, narrowest, units):
   """`scale_by_unit_rates` whose units gather around what the posterior finds."""
 
-  def scale_by(units):
-    return scale_by_unit_rates(key, *interval, distribution=units, **reading)
+  def scale_by(law):
+    return scale_by_unit_rates(key, *interval, distribution=law, units=units)
 
   def init_fn(params):
     rates: Any = scale_by(interval).init(params)
@@ -682,21 +736,21 @@ def _scale_by_gathered_rates(key, interval, narrowest, reading):
   def update_fn(updates, state, params=None, *, head_log_weights=None, **extra_args):
     del extra_args
     rates = state.rates
-    drawn = _drawn(narrowest, rates.quantiles, head_log_weights)
+    drawn = _drawn(narrowest, rates.ladder, head_log_weights)
     ends = (rates.head_distribution, rates.unit_distribution)
     now = jnp.stack([*map(jnp.stack, ends), drawn])
     since = jnp.stack([state.interval, state.bounds, state.drawn])
     since = jnp.where(state.collapsed, now, since)
     never = jnp.zeros_like(state.collapsed)
     state = GatherUnitsState(never, since[0], since[1], since[2], rates)
-    units = _gathered(interval, narrowest, state, drawn)
-    updates, rates = scale_by(units).update(updates, rates, params)
+    law = _gathered(interval, narrowest, state, drawn)
+    updates, rates = scale_by(law).update(updates, rates, params)
     return updates, state._replace(rates=rates)
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _drawn(narrowest, quantiles, head_log_weights):
+def _drawn(narrowest, ladder, head_log_weights):
   """How far a posterior draws in the ends of the interval, as shares of its width.
 
   A mean ``mu`` of the heads' quantiles and a share ``c`` make of the interval
@@ -705,9 +759,8 @@ def _drawn(narrowest, quantiles, head_log_weights):
   # The posterior, or the mean of several.
   posteriors = [jnp.exp(one) for one in jax.tree.leaves(head_log_weights)]
   if not posteriors or posteriors[0].size == 1:
-    return jnp.zeros([2], quantiles.dtype)  # it tells nothing
+    return jnp.zeros([2], ladder.dtype)  # it tells nothing
   weights = sum(posteriors[1:], posteriors[0]) / len(posteriors)
-  ladder = quantiles[: weights.size]
   weights = weights.astype(ladder.dtype)
   middle = jnp.sum(weights * ladder)
   spread = jnp.sqrt(jnp.sum(weights * jnp.square(ladder - middle)))

@@ -28,10 +28,22 @@ class Averaging(NamedTuple):
     update: ``update(state, head_log_likelihoods) -> state``, after one observation.
       ``head_log_likelihoods`` has shape ``(N,)``: how well each head predicted this
       mini-batch, in nats an example, measured before the step's update. A head at
-      ``-inf``, ``+inf`` or NaN is out for this observation. If that leaves no weight
-      at all, the observation is ignored. The state's shapes and types never change.
+      ``-inf`` or ``+inf`` is out for this observation. Of a head at NaN nothing was
+      seen: it counts as the mixture of the others, so Bayes' rule leaves its weight
+      alone. If no weight is left at all, the observation is ignored. The state's shapes
+      and types never change. (:func:`track_heads` ignores, for any method, what holds
+      no finite number or would make log-weights NaN.)
     log_weights: ``log_weights(state) -> (N,)``, the normalised log-weights with which
       to predict the next observation.
+
+  A state may know two more things of itself, as those of this library do:
+
+  - a method ``renormalised() -> state``, for :func:`collapse`: the state with weights
+    that sum to 1 again, after every array has lost the entries of the same heads.
+    Without one, a state whose log-weights still sum to 1 stays, log-weights are
+    shifted, and any other state starts anew from the kept heads' weights;
+  - an attribute ``observations``, for :func:`report`: how many mini-batches it has
+    seen.
   """
 
   init: Callable[..., Any]
@@ -52,17 +64,81 @@ class SwitchState(NamedTuple):
   beta: jax.Array
   count: jax.Array
 
+  @property
+  def observations(self) -> jax.Array:
+    """How many observations the state has seen."""
+    return self.count - 1
+
+  def renormalised(self) -> "SwitchState":
+    """The state whose weights sum to 1; equal weights if there is no weight at all."""
+    both = jnp.stack([self.alpha, self.beta])
+    total = jax.nn.logsumexp(both)
+    # Without any weight, all is in beta: so it is where nothing switches (theta 0).
+    uniform = jnp.full_like(self.beta, -math.log(self.beta.size))
+    empty = jnp.stack([jnp.full_like(self.alpha, -jnp.inf), uniform])
+    alpha, beta = jnp.where(jnp.isfinite(total), both - total, empty)
+    return self._replace(alpha=alpha, beta=beta)
+
 
 class BayesState(NamedTuple):
   """State of `bayes`: ``log_weights``, shape ``(N,)``."""
 
   log_weights: jax.Array
 
+  def renormalised(self) -> "BayesState":
+    """The state whose weights sum to 1; equal weights if there is no weight at all."""
+    return self._replace(log_weights=log_normalised(self.log_weights))
+
 
 class FixedShareState(NamedTuple):
   """State of `fixed_share`: ``log_weights``, shape ``(N,)``."""
 
   log_weights: jax.Array
+
+  def renormalised(self) -> "FixedShareState":
+    """The state whose weights sum to 1; equal weights if there is no weight at all."""
+    return self._replace(log_weights=log_normalised(self.log_weights))
+
+
+def log_normalised(log_weights: jax.Array) -> jax.Array:
+  """Log-weights that sum to 1, equal ones if there is no weight at all.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> jnp.exp(log_normalised(jnp.log(jnp.array([0.1, 0.3])))).round(2).tolist()
+    [0.25, 0.75]
+  """
+  total = jax.nn.logsumexp(log_weights)
+  uniform = jnp.full_like(log_weights, -math.log(log_weights.size))
+  return jnp.where(jnp.isfinite(total), log_weights - total, uniform)
+
+
+def renormalised(averaging: Averaging, state: Any) -> Any:
+  """A state that has lost heads, with weights that sum to 1.
+
+  Args:
+    averaging: The method whose state it is.
+    state: Its state, every array without the entries of the lost heads. One that has no
+      method ``renormalised()`` of its own.
+
+  Returns:
+    The state as it is, if its weights sum to 1; shifted, if that is all it takes; else
+    a new one that has observed the weights of the heads.
+  """
+  log_weights = averaging.log_weights(state)
+  total = jax.nn.logsumexp(log_weights)
+
+  def shift(leaf):
+    of_heads = jnp.shape(leaf)[:1] == log_weights.shape
+    floats = jnp.issubdtype(leaf.dtype, jnp.floating)
+    return leaf - total.astype(leaf.dtype) if of_heads and floats else leaf
+
+  fresh = averaging.init(log_weights.size, log_weights.dtype)
+  fresh = averaging.update(fresh, log_normalised(log_weights))
+  for candidate in (jax.tree.map(shift, state), state):
+    sums = jnp.abs(jax.nn.logsumexp(averaging.log_weights(candidate))) < 1e-5
+    fresh = jax.tree.map(functools.partial(jnp.where, sums), candidate, fresh)
+  return fresh
 
 
 def switch(theta: float = 0.999, *, likelihood_scale: float = 1.0) -> Averaging:
@@ -203,7 +279,8 @@ def _update_switch(
   theta: float, scale: float, state: SwitchState, head_log_likelihoods: ArrayLike
 ) -> SwitchState:
   call = "switch().update()"
-  log_likelihoods = _observation(call, scale, state.alpha, head_log_likelihoods)
+  weights = jnp.logaddexp(state.alpha, state.beta)
+  log_likelihoods = _observation(call, scale, weights, head_log_likelihoods)
   t = state.count.astype(state.alpha.dtype)
   # Bayes' rule on all 2N entries.
   alpha = state.alpha + log_likelihoods
@@ -268,21 +345,30 @@ def _uniform(call: str, num_heads: int, dtype: DTypeLike) -> jax.Array:
 
 
 def _observation(
-  call: str, scale: float, like: jax.Array, head_log_likelihoods: ArrayLike
+  call: str, scale: float, weights: jax.Array, head_log_likelihoods: ArrayLike
 ) -> jax.Array:
-  """Scaled log-likelihoods, less the best head's; ``-inf`` for heads that are out."""
+  """Scaled log-likelihoods, less the best head's; ``-inf`` for heads that are out.
+
+  A head of which nothing was seen gets the likelihood of the mixture of the others.
+  """
   # Only differences count. Taking the best to 0 first keeps the weights' digits where
   # the log-likelihoods are large, and overflows to nothing but "out".
   values = jnp.asarray(head_log_likelihoods)
-  if values.shape != like.shape:
+  if values.shape != weights.shape:
     raise ValueError(
       f"{call.removesuffix('()')}(head_log_likelihoods=...) must have shape "
-      f"{like.shape}, one mean log-likelihood a head, got {values.shape}."
+      f"{weights.shape}, one mean log-likelihood a head, got {values.shape}."
     )
-  values = values.astype(like.dtype)
-  alive = jnp.isfinite(values)
-  best = jnp.max(values, where=alive, initial=-jnp.inf)
-  return jnp.where(alive, scale * (_or_zero(values) - _or_zero(best)), -jnp.inf)
+  values = values.astype(weights.dtype)
+  unseen, finite = jnp.isnan(values), jnp.isfinite(values)
+  best = jnp.max(values, where=finite, initial=-jnp.inf)
+  scaled = jnp.where(finite, scale * (_or_zero(values) - _or_zero(best)), -jnp.inf)
+  # The mixture of the others, and 0 where these have no weight at all.
+  weights = jnp.where(unseen, -jnp.inf, weights)
+  mass = jax.nn.logsumexp(weights)
+  others = jax.nn.logsumexp(weights + scaled) - _or_zero(mass)
+  others = jnp.where(jnp.isfinite(mass) | unseen.all(), others, 0.0)
+  return jnp.where(unseen, others, scaled)
 
 
 def _or_zero(values: jax.Array) -> jax.Array:

@@ -1,10 +1,12 @@
 """Checks of arguments, aware of tracers, and packages that only some functions need."""
 
+import functools
 import importlib
+import inspect
 import math
 import operator
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.core
@@ -394,10 +396,10 @@ _SIGNATURES = {
   "init": "optimizer.init(params)",
   "update": "optimizer.update(grads, opt_state, params, head_log_likelihoods=...)",
   "best_heads": "best_heads(opt_state, keep)",
-  "collapse": "collapse(optimizer, params, opt_state)",
+  "collapse": "collapse(optimizer, opt_state, params)",
   "describe_units": "describe_units(params)",
   "eval_params": "eval_params(opt_state, params)",
-  "export": "export(params, opt_state)",
+  "export": "export(opt_state, params)",
   "head_shardings": "head_shardings(optimizer, params, mesh)",
   "load_pretrained": "load_pretrained(params, pretrained)",
   "log_weights": "log_weights(opt_state)",
@@ -543,3 +545,63 @@ def optional(call: str, module: str, instead: str) -> Any:
       f"{call} needs {package}, which can't be imported ({error}). Write pip install "
       f"{package}; {instead}"
     ) from error
+
+
+# Keywords that were taken out, and what to write instead.
+_REMOVED = {
+  "overrides": "write units=alrao_jax.UnitOptions(overrides=...)",
+  "strict": "write units=alrao_jax.UnitOptions(strict=...)",
+  "unit_axis": "write units=alrao_jax.UnitOptions(unit_axis=...)",
+  "granularity": (
+    "write units=alrao_jax.UnitOptions(overrides=(('', 'per_weight'),)), which gives "
+    "every weight its own rate"
+  ),
+  "redraw": (
+    "rates are drawn once; for the papers' control, initialise scale_by_unit_rates "
+    "with a new key in every step"
+  ),
+  "names": (
+    "leave it out: with several MultiHeads, posteriors and head_log_likelihoods go by "
+    "their paths"
+  ),
+  "heads": (
+    "leave it out: the heads' parameters are those below the key 'alrao_heads', as "
+    "alrao_jax.linen.MultiHead and alrao_jax.nnx.MultiHead name them"
+  ),
+}
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def refuses_removed(function: Callable[_P, _R]) -> Callable[_P, _R]:
+  """Decorates a function that once had more keywords: it says what to write instead.
+
+  Example:
+    >>> refuses_removed(lambda tree: tree)(tree=3)
+    3
+  """
+  taken = inspect.signature(function).parameters
+
+  @functools.wraps(function)
+  def checked(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+    refuse_removed(f"{function.__name__}()", kwargs, taken)
+    return function(*args, **kwargs)
+
+  return checked
+
+
+def refuse_removed(call: str, given: Mapping[str, Any], taken: Any = ()) -> None:
+  """Refuses keywords that were taken out.
+
+  Args:
+    call: The call that the message names, such as ``"alrao()"``.
+    given: The keywords that it got.
+    taken: The names that it does take.
+
+  Raises:
+    TypeError: There is one; the message says what to write instead.
+  """
+  for name in given:
+    if name in _REMOVED and name not in taken:
+      raise TypeError(f"{_where(call, name)} was removed: {_REMOVED[name]}.")

@@ -1,6 +1,5 @@
 """One head to many, many to fewer, many to one."""
 
-import math
 import operator
 import re
 from collections.abc import Mapping, MutableMapping, Sequence
@@ -14,16 +13,18 @@ import optax
 
 from . import _checks
 from ._alrao import GatherUnitsState, ScheduleFreeAlraoState, averages_by_path
-from ._averaging import BayesState, FixedShareState, SwitchState
-from ._heads import TrackHeadsState, best_heads
+from ._averaging import log_normalised, renormalised
+from ._heads import TrackHeadsState, averagings_of, best_heads, by_layer, by_name
 from ._rates import ScaleByUnitRatesState
 from ._tree import (
   HEADS,
-  HEADS_REGEX,
   find_state,
   find_states,
   flatten_with_paths,
   head_name,
+  layers_of,
+  match_layers,
+  need_heads,
   path_of,
   replace_state,
 )
@@ -184,15 +185,14 @@ def _copy(source: Any, target: Any) -> jax.Array:
   return value
 
 
+@_checks.refuses_removed
 def collapse(
   optimizer: optax.GradientTransformation,
-  params: Any,
   opt_state: Any,
+  params: Any,
   keep: int | Sequence[int] = 1,
-  *,
-  heads: str = HEADS_REGEX,
 ) -> tuple[Any, Any]:
-  """Keeps the best heads of the parameters and of the optimizer's state.
+  """Keeps the best heads of the optimizer's state and of the parameters.
 
   Training then goes on with the same model, the same optimizer and the same training
   step, which compiles once more, and costs what the kept heads cost. A kept head goes
@@ -213,16 +213,14 @@ def collapse(
   Args:
     optimizer: The optimizer. Its ``init`` tells which axes of its state are the
       heads', and runs on shapes only.
-    params: The parameters, as the optimizer is given them.
     opt_state: The optimizer's state.
+    params: The parameters, as the optimizer is given them.
     keep: How many heads, the best by the posterior; or the indices of the heads to
       keep, in any order: the heads stay sorted, slowest first. Inside ``jax.jit``,
       where the posterior is not yet known, only indices.
-    heads: Regular expression for the paths of the heads' parameters, as the optimizer
-      was given it.
 
   Returns:
-    The new ``params`` and ``opt_state``, boxes kept (``nn.Partitioned``,
+    The new ``opt_state`` and ``params``, boxes kept (``nn.Partitioned``,
     ``nnx.Variable``).
 
   Raises:
@@ -236,7 +234,7 @@ def collapse(
     >>> params = {"out": {"alrao_heads": {"kernel": jnp.ones((10, 3, 2))}}}
     >>> optimizer = alrao.alrao(jax.random.key(0))
     >>> opt_state = optimizer.init(params)
-    >>> params, opt_state = alrao.collapse(optimizer, params, opt_state, keep=1)
+    >>> opt_state, params = alrao.collapse(optimizer, opt_state, params, keep=1)
     >>> params["out"]["alrao_heads"]["kernel"].shape
     (1, 3, 2)
   """
@@ -249,48 +247,48 @@ def collapse(
       f"{type(opt_state).__name__}. Write its .opt_state, or "
       "alrao_jax.linen.collapse(state), or alrao_jax.nnx.collapse(model, optimizer)."
     )
-  kept = kept_heads(keep, params, opt_state, heads)
-  num_heads = _count_heads(params, heads)
+  kept = kept_heads(keep, opt_state, params)
+  num_heads = need_heads("collapse()", params)
   leaves, treedef = jax.tree_util.tree_flatten_with_path(opt_state)
-  fresh = fresh_shapes(optimizer, params, num_heads, heads)
+  fresh = fresh_shapes(optimizer, params, num_heads)
   _check_state(optimizer, params, leaves, fresh, opt_state)
   if kept == tuple(range(num_heads)):
-    return params, opt_state
+    return opt_state, params
   # The heads' axis is the one that grows with their number.
-  more = fresh_shapes(optimizer, params, num_heads + 1, heads)
+  more = fresh_shapes(optimizer, params, num_heads + 1)
   sliced = [
-    _take(leaf, _heads_axis(path_of(path), *shapes), kept, num_heads)
+    _take(leaf, _heads_axis(path_of(path), *shapes), kept)
     for (path, leaf), *shapes in zip(leaves, fresh, more, strict=True)
   ]
-  params = take_heads(params, kept, heads=heads)
-  expected = fresh_shapes(optimizer, params, len(kept), heads)
+  params = take_heads(params, kept)
+  expected = fresh_shapes(optimizer, params, len(kept))
   for (path, _), leaf, shape in zip(leaves, sliced, expected, strict=True):
     if jnp.shape(leaf) != shape:
       raise _mixed(path_of(path), jnp.shape(leaf), shape)
   opt_state = jax.tree.unflatten(treedef, sliced)
-  opt_state = replace_state(opt_state, TrackHeadsState, _renormalised)
+  averagings = iter(averagings_of(optimizer, params))
+  opt_state = replace_state(
+    opt_state,
+    TrackHeadsState,
+    lambda state: _renormalised(next(averagings, None), state),
+  )
   # The posterior of fewer heads is another one; the units' rates are not to follow.
   opt_state = replace_state(
     opt_state,
     GatherUnitsState,
     lambda state: state._replace(collapsed=jnp.ones_like(state.collapsed)),
   )
-  prints = iter(_fingerprints(optimizer, params))
-  return params, replace_state(
-    opt_state,
-    ScaleByUnitRatesState,
-    lambda state: state._replace(fingerprint=next(prints)),
-  )
+  return opt_state, params
 
 
-def take_heads(tree: Any, kept: Sequence[int], *, heads: str = HEADS_REGEX) -> Any:
+@_checks.refuses_removed
+def take_heads(tree: Any, kept: Sequence[int]) -> Any:
   """Returns a tree with only the given heads: of batch statistics, of averages.
 
   Args:
     tree: Any tree in which the heads' arrays lie below their key, ``alrao_heads``,
       with the heads on axis 0.
     kept: Indices of the heads, in any order: the heads stay sorted.
-    heads: Regular expression for the paths of the heads' arrays.
 
   Returns:
     The tree, boxes kept; all that belongs to no head as it was.
@@ -310,21 +308,21 @@ def take_heads(tree: Any, kept: Sequence[int], *, heads: str = HEADS_REGEX) -> A
 
   def take(path, leaf):
     name = path_of(path)
-    if head_name(name, heads) is None:
+    if head_name(name) is None:
       return leaf
     if not jnp.ndim(leaf):
       raise ValueError(f"{call} needs the heads on axis 0, got a scalar at {name!r}.")
     num_heads = jnp.shape(leaf)[0]
-    return _take(leaf, 0, _indices(call, "kept", kept, num_heads), num_heads)
+    return _take(leaf, 0, _indices(call, "kept", kept, num_heads))
 
   return jax.tree_util.tree_map_with_path(take, tree)
 
 
 def kept_heads(
-  keep: int | Sequence[int], params: Any, opt_state: Any, heads: str
+  keep: int | Sequence[int], opt_state: Any, params: Any
 ) -> tuple[int, ...]:
   """The indices of the heads that ``keep`` means; arguments as of :func:`collapse`."""
-  num_heads = _count_heads(params, heads)
+  num_heads = need_heads("collapse()", params)
   if np.ndim(keep):
     return _indices("collapse()", "keep", keep, num_heads)
   _checks.check_count("collapse()", "keep", keep)
@@ -334,20 +332,6 @@ def kept_heads(
       f"collapse(keep=...) must be at most num_heads = {num_heads}, got {keep}."
     )
   return best_heads(opt_state, count)
-
-
-def _count_heads(params, heads):
-  found = {
-    path: jnp.shape(leaf)[0] if jnp.ndim(leaf) else 0
-    for path, leaf in flatten_with_paths(params)[0]
-    if head_name(path, heads) is not None
-  }
-  if len(set(found.values())) != 1:
-    raise ValueError(
-      f"collapse(params=...) must have heads, all of one number, got {found or 'none'}"
-      f" below {heads!r}."
-    )
-  return next(iter(found.values()))
 
 
 def _indices(call, argument, given, num_heads):
@@ -365,11 +349,11 @@ def _indices(call, argument, given, num_heads):
   return tuple(sorted(kept))  # the ladder of rates ascends
 
 
-def fresh_shapes(optimizer, params, num_heads, heads):
+def fresh_shapes(optimizer, params, num_heads):
   """The shapes of a fresh state's leaves if there were ``num_heads`` heads."""
 
   def shape(path, leaf):
-    is_head = head_name(path_of(path), heads) is not None
+    is_head = head_name(path_of(path)) is not None
     shape = (num_heads, *leaf.shape[1:]) if is_head else leaf.shape
     return jax.ShapeDtypeStruct(shape, leaf.dtype)
 
@@ -421,12 +405,8 @@ def _heads_axis(name, shape, more):
   return axes[0]
 
 
-def _take(leaf, axis, kept, num_heads):
-  if axis is None:
-    return leaf
-  # The vector of rates has those of all other units behind the heads'.
-  index = np.asarray((*kept, *range(num_heads, jnp.shape(leaf)[axis])))
-  return leaf[(slice(None),) * axis + (index,)]
+def _take(leaf, axis, kept):
+  return leaf if axis is None else leaf[(slice(None),) * axis + (np.asarray(kept),)]
 
 
 def _mixed(name, shape, other):
@@ -437,49 +417,25 @@ def _mixed(name, shape, other):
   )
 
 
-def _renormalised(state):
+def _renormalised(averaging, state):
   """Scales the weights of the kept heads so that they sum to one."""
   if isinstance(state.log_weights, Mapping):
-    each = {
-      name: _renormalised(TrackHeadsState(state.log_weights[name], averaging))
-      for name, averaging in state.averaging.items()
-    }
-    return TrackHeadsState(
-      {name: one.log_weights for name, one in each.items()},
-      {name: one.averaging for name, one in each.items()},
-    )
-  averaging = state.averaging
-  if isinstance(averaging, SwitchState):
-    # Without any weight, all is in beta: so it is where nothing switches (theta 0).
-    empty = jnp.full_like(averaging.alpha, -jnp.inf)
-    alpha, beta = _log_normalised(
-      jnp.stack([averaging.alpha, averaging.beta]),
-      jnp.stack([empty, _uniform(averaging.beta)]),
-    )
-    averaging = averaging._replace(alpha=alpha, beta=beta)
-  elif isinstance(averaging, (BayesState, FixedShareState)):
-    weights = averaging.log_weights
-    averaging = averaging._replace(log_weights=_log_normalised(weights))
-  return TrackHeadsState(_log_normalised(state.log_weights), averaging)
+    each = by_layer(state)
+    return by_name({name: _renormalised(averaging, one) for name, one in each.items()})
+  held = state.averaging
+  if hasattr(held, "renormalised"):
+    held = held.renormalised()
+  elif averaging is not None:
+    held = renormalised(averaging, held)
+  return state._replace(log_weights=log_normalised(state.log_weights), averaging=held)
 
 
-def _log_normalised(log_weights, otherwise=None):
-  """Log-weights that sum to one, equal ones if the kept heads had no weight at all."""
-  total = jax.nn.logsumexp(log_weights)
-  otherwise = _uniform(log_weights) if otherwise is None else otherwise
-  return jnp.where(jnp.isfinite(total), log_weights - total, otherwise)
-
-
-def _uniform(log_weights):
-  return jnp.full_like(log_weights, -math.log(log_weights.size))
-
-
+@_checks.refuses_removed
 def export(
+  opt_state: Any,
   params: Any,
-  opt_state: Any = None,
   *,
   head: int | Mapping[str, int] | None = None,
-  heads: str = HEADS_REGEX,
 ) -> Any:
   """Returns what the same model has with an ordinary output layer in MultiHead's place.
 
@@ -489,14 +445,13 @@ def export(
   of :func:`load_pretrained`.
 
   Args:
+    opt_state: The optimizer's state, whose posterior chooses. May be None where there
+      is one head, after :func:`collapse`, and where ``head`` says which.
     params: Linen's ``params``, whole variables (``batch_stats`` too), an ``nnx.State``,
-      or any tree in which the heads lie below the key ``alrao_heads``. After
+      or any tree in which the heads are below the key ``alrao_heads``. After
       :func:`schedule_free_alrao`, what :func:`eval_params` returns.
-    opt_state: The optimizer's state, whose posterior chooses. May be left out where
-      there is one head, after :func:`collapse`.
-    head: Which head to take instead, for several MultiHeads also a mapping by name.
-    heads: Regular expression for the paths of the heads' arrays. Where they do not lie
-      below ``alrao_heads``, all paths stay.
+    head: Which head to take instead; for several MultiHeads also a mapping by their
+      paths, or by ends of these that no other path has.
 
   Returns:
     A tree like ``params``. Boxes are kept (``nn.Partitioned``, ``nnx.Variable``), their
@@ -508,67 +463,92 @@ def export(
       averages that ``params`` are not;
       ``head`` is out of range; a MultiHead has a parameter that goes by the name of a
       head's.
-    TypeError: Both ``opt_state`` and ``head`` are given, or ``head`` is no integer.
+    TypeError: ``head`` is no integer; or ``params`` is an optimizer's state, since the
+      two are swapped.
 
   Example:
     >>> import alrao_jax as alrao, jax.numpy as jnp
     >>> params = {"out": {"alrao_heads": {"bias": jnp.array([[1.0], [2.0], [3.0]])}}}
-    >>> alrao.export(params, head=2)
+    >>> alrao.export(None, params, head=2)
     {'out': {'bias': Array([3.], dtype=float32)}}
   """
   _checks.check_tree("export()", params)
-  pick = chosen_heads("export()", params, opt_state, head, heads)
+  pick = chosen_heads("export()", opt_state, params, head)
 
   def visit(path, leaf):
-    layer = head_name(path_of(path), heads)
+    layer = head_name(path_of(path))
     return leaf if layer is None else one_head(leaf, pick[layer])
 
   single = jax.tree_util.tree_map_with_path(visit, params, is_leaf=_is_box)
   return jax.tree.map(_splice, single, is_leaf=_holds_heads)
 
 
-def chosen_heads(
-  call: str, params: Any, opt_state: Any, head: Any, heads: str
-) -> dict[str, Any]:
+def chosen_heads(call: str, opt_state: Any, params: Any, head: Any) -> dict[str, Any]:
   """Which head to take of each MultiHead, by the MultiHead's path.
 
   Args:
     call: The call that errors name.
-    params: As for :func:`export`, also the rest.
-    opt_state: See there.
+    opt_state: As for :func:`export`, also the rest.
+    params: See there.
     head: See there.
-    heads: See there.
 
   Returns:
     Indices: Python integers, or scalars where the posterior chooses.
   """
-  layers: dict[str, int] = {}
-  for path, leaf in flatten_with_paths(params)[0]:
-    if (layer := head_name(path, heads)) is not None:
-      num_heads = jnp.shape(leaf)[0] if jnp.ndim(leaf) else 0
-      if layers.setdefault(layer, num_heads) != num_heads or not num_heads:
-        raise ValueError(
-          f"{call} needs one number of heads in a layer, on axis 0 of its arrays, got "
-          f"{path!r} of shape {jnp.shape(leaf)}."
-        )
+  layers = layers_of(call, params)
   if not layers:
-    raise ValueError(f"{call} needs heads, got no path that matches {heads!r}.")
-  if opt_state is not None and head is not None:
-    raise TypeError(f"{call} takes either opt_state or head, got both.")
+    need_heads(call, params)  # its error
+  tracked = [] if opt_state is None else find_states(opt_state, TrackHeadsState)
+  if head is None and opt_state is not None:
+    tracked = [find_state(opt_state, TrackHeadsState, "track_heads", call)]
+  posterior = tracked[0].log_weights if len(tracked) == 1 else None
+  several = isinstance(posterior, Mapping)
+  names = tuple(posterior) if several else _layer_names(params, layers)
   if head is not None:
-    return {name: _given(call, head, name, n) for name, n in layers.items()}
-  if opt_state is not None:
-    found = find_state(opt_state, TrackHeadsState, "track_heads", call).log_weights
-    best = {name: _best(call, found, name, n) for name, n in layers.items()}
-    if find_states(opt_state, ScheduleFreeAlraoState):
-      _check_averaged(call, params, opt_state)
-    return best
-  if set(layers.values()) != {1}:
+    if isinstance(head, Mapping):
+      head = match_layers(f"{call[:-1]}head=...)", head, names)
+      each = {layer: head[_belongs(call, layer, names)] for layer in layers}
+    else:
+      each = dict.fromkeys(layers, head)
+    return {layer: _given(call, each[layer], n) for layer, n in layers.items()}
+  if posterior is None:
+    if set(layers.values()) != {1}:
+      raise ValueError(
+        f"{call} must know which head to take of {layers}. Pass the optimizer's state, "
+        "whose posterior chooses, or head=0 for the first."
+      )
+    return dict.fromkeys(layers, 0)
+  best = {}
+  for layer, num_heads in layers.items():
+    one = posterior[_belongs(call, layer, names)] if several else posterior
+    best[layer] = _best(call, one, layer, num_heads)
+  if find_states(opt_state, ScheduleFreeAlraoState):
+    _check_averaged(call, params, opt_state)
+  return best
+
+
+def _layer_names(params, layers):
+  """The paths of the MultiHeads, as an optimizer of linen's parameters knows them."""
+  variables = any(
+    path.startswith("params/") for path, _ in flatten_with_paths(params)[0]
+  )
+  inner = (layer.partition("/")[2] or HEADS for layer in layers)
+  return tuple(dict.fromkeys(inner)) if variables else tuple(layers)
+
+
+def _belongs(call, layer, names):
+  """The name of a MultiHead, which may be in a collection of linen's variables."""
+
+  def key(name):
+    return HEADS if name == HEADS else f"{name}/{HEADS}"
+
+  fits = [name for name in names if f"/{key(layer)}".endswith(f"/{key(name)}")]
+  if not fits:
     raise ValueError(
-      f"{call} must know which head to take of {layers}. Pass the optimizer's state, "
-      "whose posterior chooses, or head=0 for the first."
+      f"{call[:-1]}opt_state=...) must know the MultiHead {layer!r}, got {names}. Pass "
+      "the state that belongs to these parameters."
     )
-  return dict.fromkeys(layers, 0)
+  return max(fits, key=len)
 
 
 def _check_averaged(call, params, opt_state):
@@ -584,8 +564,8 @@ def _check_averaged(call, params, opt_state):
   raise ValueError(
     f"{call} needs the averaged parameters, got others than the average that "
     "schedule_free_alrao's state holds (or traced ones, which can't be compared). "
-    "Write export(eval_params(opt_state, params), opt_state), outside of jax.jit; for "
-    "parameters of another step, name the head: export(params, head=...)."
+    "Write export(opt_state, eval_params(opt_state, params)), outside of jax.jit; for "
+    "parameters of another step, name the head: export(None, params, head=...)."
   )
 
 
@@ -604,9 +584,7 @@ def one_head(leaf: Any, index: Any) -> Any:
   return box
 
 
-def _given(call, head, name, num_heads):
-  if isinstance(head, Mapping):
-    head = head[_match(call, name, head)]
+def _given(call, head, num_heads):
   where = f"{call.removesuffix('()')}(head=...)"
   try:
     index = None if isinstance(head, (bool, np.bool_)) else operator.index(head)
@@ -623,8 +601,6 @@ def _given(call, head, name, num_heads):
 
 
 def _best(call, log_weights, name, num_heads):
-  if isinstance(log_weights, Mapping):
-    log_weights = log_weights[_match(call, name, log_weights)]
   if log_weights.shape != (num_heads,):
     raise ValueError(
       f"{call[:-1]}opt_state=...) must have a posterior over the {num_heads} heads of "
@@ -632,16 +608,6 @@ def _best(call, log_weights, name, num_heads):
       "these parameters; after collapse(...), that which it returned."
     )
   return jnp.argmax(log_weights)
-
-
-def _match(call, layer, names):
-  fits = [name for name in names if layer == name or layer.endswith("/" + name)]
-  if len(fits) != 1:
-    raise ValueError(
-      f"{call} must find each MultiHead under one name, got {tuple(names)}, of which "
-      f"{fits} name {layer!r}."
-    )
-  return fits[0]
 
 
 def _is_box(node):
@@ -657,7 +623,11 @@ def _splice(node):
   if not _holds_heads(node):
     return node
   inner = {name: node[HEADS][name] for name in node[HEADS]}
-  outer = {name: node[name] for name in node if name != HEADS}
+  outer = {
+    name: jax.tree.map(_splice, node[name], is_leaf=_holds_heads)
+    for name in node
+    if name != HEADS
+  }
   if both := inner.keys() & outer.keys():
     raise ValueError(
       f"export() got the names {sorted(map(str, both))} both in a head and beside its "

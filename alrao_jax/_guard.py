@@ -1,14 +1,23 @@
-"""A guard for units that explode: their update is dropped, their rate lowered."""
+"""A guard: units that explode are stopped and slowed, broken batches are skipped."""
 
-from typing import Any, Literal, NamedTuple
+import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from . import _checks, _tree, _unit_map, _units
+from . import _checks, _tree
 from ._tree import state_dtype
-from ._unit_map import unit_norms
+from ._unit_map import unit_map
+from ._units import UnitOptions, check_options
+
+# A broken batch's gradients are more than this many times the largest of late. Those of
+# ordinary batches differ by a factor of ten, of inputs times 1e4 by 1e3 and more.
+_SURGE = 100.0
+
+# What of a largest gradient is left a step later: after 460 steps a hundredth.
+_MEMORY = 0.99
 
 
 class Guard(NamedTuple):
@@ -63,21 +72,17 @@ class GuardUnitsState(NamedTuple):
     fingerprint: A uint32 scalar that tells whether parameters are read as they were at
       ``init``, heads left out.
     trips: How often each unit was stopped, and so slowed: int32, shape
-      ``(num_units,)``, the groups of units by name. Heads have none.
+      ``(max(num_units, 1),)``, the groups of units by name. Heads have none. A vector
+      without entries holds an unused 0: not every checkpoint can hold an empty one.
   """
 
   fingerprint: jax.Array
   trips: jax.Array
 
 
+@_checks.refuses_removed
 def guard_units(
-  settings: Guard | None = None,
-  *,
-  overrides: tuple = (),
-  heads: str | None = _tree.HEADS_REGEX,
-  strict: bool = False,
-  unit_axis: Literal["last", "first"] = "last",
-  granularity: Literal["per_unit", "per_weight"] = "per_unit",
+  settings: Guard | None = None, *, units: UnitOptions = UnitOptions()
 ) -> optax.GradientTransformationExtraArgs:
   r"""Stops the updates of units that are about to explode, and slows just those units.
 
@@ -96,33 +101,41 @@ def guard_units(
 
   So a unit that is too fast finds a rate at which it is not. That is for good: no rate
   rises again, so one broken batch slows every unit that it hits for the rest of the
-  training, and two such batches slow it by ``slowdown`` squared. Weights that were
-  finite stay so. An update that holds NaN is dropped, but slows nobody, since it
-  doesn't tell who is to blame. The updates of units that were never stopped are left
-  alone to the last bit (compiled into one program, XLA may round their sum with the
-  weights otherwise), and so are heads: a diverged head is :func:`track_heads`' to leave
-  out.
+  training, and two such batches slow it by ``slowdown`` squared, unless
+  :func:`skip_broken_batches` stands around the chain, as ``alrao(..., guard=...)`` has
+  it. Weights that were finite stay so. An update that holds NaN is dropped, but slows
+  nobody, since it doesn't tell who is to blame. The updates of units that were never
+  stopped are left alone to the last bit (compiled into one program, XLA may round their
+  sum with the weights otherwise), and so are heads: a diverged head is
+  :func:`track_heads`' to leave out.
 
   Stands after :func:`scale_by_unit_rates`, and after all else that makes updates
   larger, such as a schedule; :func:`drop_diverged` stands first, so that the state of a
-  base stays finite too. ``optax.apply_if_finite`` stops all units where one is not
-  finite; ``optax.adaptive_grad_clip`` shortens a unit's step where this one lowers its
-  rate.
+  base stays finite too::
+
+    alrao.skip_broken_batches(
+      optax.chain(
+        alrao.drop_diverged(),
+        optax.trace(0.9),
+        alrao.scale_by_unit_rates(key),
+        alrao.guard_units(),
+        alrao.track_heads(),
+      )
+    )
+
+  ``optax.apply_if_finite`` stops all units where one is not finite;
+  ``optax.adaptive_grad_clip`` shortens a unit's step where this one lowers its rate.
 
   Args:
     settings: What :func:`guard` returned; its defaults without.
-    overrides: As given to :func:`scale_by_unit_rates`, as for all that follow.
-    heads: See :func:`scale_by_unit_rates`.
-    strict: See :func:`scale_by_unit_rates`.
-    unit_axis: See :func:`scale_by_unit_rates`.
-    granularity: See :func:`scale_by_unit_rates`.
+    units: How the units are read, as given to :func:`scale_by_unit_rates`.
 
   Returns:
     The transformation. Updates keep their sign and dtype; its ``update`` needs
     ``params``. Its state holds one int32 a unit.
 
   Raises:
-    TypeError: If ``settings`` is no :class:`Guard`.
+    TypeError: If ``settings`` is no :class:`Guard`, ``units`` no :class:`UnitOptions`.
     ValueError: At ``update``, without ``params``, or with others than those of
       ``init``; at ``init`` as :func:`unit_specs`.
 
@@ -141,17 +154,12 @@ def guard_units(
       "guard_units(settings=...) must be what alrao_jax.guard(...) returns, got "
       f"{settings!r}. Write guard_units(alrao_jax.guard(limit=1.0))."
     )
-  options = _units.UnitOptions(tuple(overrides), heads, strict, unit_axis, granularity)
-
-  def read(params):
-    specs = _units.unit_specs(params, options)
-    specs = {path: spec for path, spec in specs.items() if spec.kind != "head"}
-    return specs, _unit_map.make_layout(specs)
+  check_options("guard_units()", units)
 
   def init_fn(params):
-    specs, layout = read(params)
-    fingerprint = jnp.asarray(_unit_map.fingerprint(specs), jnp.uint32)
-    return GuardUnitsState(fingerprint, jnp.zeros([layout.size], jnp.int32))
+    body = unit_map(params, units).body
+    fingerprint = jnp.asarray(body.fingerprint, jnp.uint32)
+    return GuardUnitsState(fingerprint, jnp.zeros([max(body.num_units, 1)], jnp.int32))
 
   def update_fn(updates, state, params=None, **extra_args):
     del extra_args
@@ -161,28 +169,156 @@ def guard_units(
         "guard_units().update() needs params, to compare updates with: write "
         "optimizer.update(grads, opt_state, params)."
       )
-    specs, layout = read(params)
-    same = state.trips.shape == (layout.size,)
-    if same and _checks.is_concrete(state.fingerprint):
-      same = int(state.fingerprint) == _unit_map.fingerprint(specs)
-    if not same:
-      raise ValueError(
-        f"guard_units().update() got a state of {state.trips.size} units, for other "
-        f"parameters than these with {layout.size}. Call init with these parameters."
-      )
+    network = unit_map(params, units)
+    network.body.check("guard_units().update()", state.fingerprint, state.trips)
     dtype = state_dtype(params)
     slower = jnp.asarray(settings.slowdown, dtype) ** state.trips.astype(dtype)
-    updates = _scale(updates, specs, layout, slower)
-    length = unit_norms(specs, layout, updates, dtype)
-    weights = unit_norms(specs, layout, params, dtype)
+    updates = network.scale(updates, slower)
+    length, _ = network.body.norms(updates, dtype)
+    weights, _ = network.body.norms(params, dtype)
     fits = length <= settings.limit * jnp.maximum(weights, 1)
     # What no entry of the sum of both can exceed, so that it is finite.
     fits &= length + weights <= _largest(params)
     trips = state.trips + (~fits & ~jnp.isnan(length)).astype(jnp.int32)
-    kept = _scale(updates, specs, layout, fits.astype(dtype))
-    return kept, state._replace(trips=trips)
+    return network.keep(updates, fits), state._replace(trips=trips)
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+class SkipBrokenBatchesState(NamedTuple):
+  """State of :func:`skip_broken_batches`.
+
+  Attributes:
+    fingerprint: A uint32 scalar that tells whether parameters are read as they were at
+      ``init``.
+    largest_heads: The largest norm of each head's gradient of late, shape
+      ``(max(num_heads, 1),)``, float32 or float64; 0 where none was seen.
+    largest_units: The same of each unit, shape ``(max(num_units, 1),)``, the groups of
+      units by name.
+    suspect: Bool scalar, whether the last step's batch looked broken.
+    skipped_steps: int32 scalar, the number of steps that were skipped.
+    inner: State of the transformation within.
+  """
+
+  fingerprint: jax.Array
+  largest_heads: jax.Array
+  largest_units: jax.Array
+  suspect: jax.Array
+  skipped_steps: jax.Array
+  inner: Any
+
+
+@_checks.refuses_removed
+def skip_broken_batches(
+  inner: optax.GradientTransformation, *, units: UnitOptions = UnitOptions()
+) -> optax.GradientTransformationExtraArgs:
+  r"""Skips the step of a batch that throws all units off, such as one not normalised.
+
+  One huge but finite batch does harm that stays: heads go off, momenta and averages of
+  squares hold its gradient for long, and :func:`guard_units` slows units that are not
+  to blame. A batch looks broken where
+
+  - the gradients of more than half of the units, or of the heads, that have one at all
+    are not finite or more than 100 times their largest of late,
+    :math:`r \leftarrow \max(\|g\|, 0.99 r)`; or
+  - a :func:`guard_units` in ``inner`` stops more than half of the units.
+
+  Then nothing of the step is kept, neither updates nor any state of ``inner``:
+  parameters, momenta, counts, the heads' posterior and the guard's slowdowns are as if
+  the batch had never been. But only once: in the next step the units are to blame, or
+  the task has changed, and the step is made, whatever the batch looks like.
+
+  It stands around the whole optimizer, all that keeps an average of parameters
+  included. ``alrao(..., guard=alrao.guard())`` and ``schedule_free_alrao`` likewise put
+  it around theirs.
+
+  Args:
+    inner: The optimizer, which is given all arguments of ``update``.
+    units: How the units are read, as given to :func:`scale_by_unit_rates`.
+
+  Returns:
+    The transformation. Updates keep their sign and dtype. Its state holds one number a
+    unit, and that of ``inner``.
+
+  Raises:
+    TypeError: If ``units`` is no :class:`UnitOptions`.
+    ValueError: At ``init`` as :func:`unit_specs`; at ``update``, for other parameters
+      than those of ``init``.
+
+  Example:
+    >>> import alrao_jax as alrao, jax.numpy as jnp, optax
+    >>> params = {"kernel": jnp.ones((3, 2))}
+    >>> optimizer = alrao.skip_broken_batches(optax.sgd(0.1))
+    >>> state = optimizer.init(params)
+    >>> for size in (1.0, 1e9):
+    ...   grads = {"kernel": jnp.full((3, 2), size)}
+    ...   updates, state = optimizer.update(grads, state, params)
+    >>> float(abs(updates["kernel"]).max()), int(state.skipped_steps)
+    (0.0, 1)
+  """
+  inner = optax.with_extra_args_support(inner)
+  call = "skip_broken_batches()"
+  check_options(call, units)
+
+  def init_fn(params):
+    network, dtype = unit_map(params, units), state_dtype(params)
+    return SkipBrokenBatchesState(
+      fingerprint=jnp.asarray(network.fingerprint, jnp.uint32),
+      largest_heads=jnp.zeros([max(network.num_heads, 1)], dtype),
+      largest_units=jnp.zeros([max(network.num_units, 1)], dtype),
+      suspect=jnp.zeros([], bool),
+      skipped_steps=jnp.zeros([], jnp.int32),
+      inner=inner.init(params),
+    )
+
+  def update_fn(updates, state, params=None, **extra_args):
+    network = unit_map(updates if params is None else params, units)
+    largest = (state.largest_units, state.largest_heads)
+    network.check(f"{call}.update()", state.fingerprint, *largest)
+    new_updates, new_inner = inner.update(updates, state.inner, params, **extra_args)
+    dtype = state.largest_units.dtype
+    lengths = network.norms(updates, dtype)
+    broken = jnp.zeros([], bool)
+    for length, most in zip(lengths, largest, strict=True):
+      # Who has no gradient has no say: dead units, diverged heads, and where the
+      # softmax of a huge batch is 0 or 1 all that feeds right answers.
+      known = (most > 0) & (length != 0)
+      surges = known & ~(length <= _SURGE * most)  # a comparison that is False for NaN
+      broken |= 2 * jnp.sum(surges) > jnp.sum(known)
+    stopped, guarded = _stopped(state.inner, new_inner)
+    broken |= 2 * stopped > guarded
+    skip = broken & ~state.suspect
+    kept = functools.partial(jnp.where, skip)
+
+    def grown(length, most):
+      seen = jnp.where(jnp.isfinite(length), length, jnp.zeros_like(length))
+      return kept(most, jnp.maximum(seen, jnp.asarray(_MEMORY, dtype) * most))
+
+    of_units, of_heads = map(grown, lengths, largest)
+    return (
+      jax.tree.map(lambda u: kept(jnp.zeros_like(u), u), new_updates),
+      SkipBrokenBatchesState(
+        fingerprint=state.fingerprint,
+        largest_heads=of_heads,
+        largest_units=of_units,
+        suspect=broken,
+        skipped_steps=state.skipped_steps + skip.astype(jnp.int32),
+        inner=jax.tree.map(kept, state.inner, new_inner),
+      ),
+    )
+
+  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _stopped(old: Any, new: Any) -> tuple[jax.Array | int, int]:
+  """How many units the guards stopped in a step, and how many they guard."""
+  pairs = zip(
+    _tree.find_states(old, GuardUnitsState),
+    _tree.find_states(new, GuardUnitsState),
+    strict=True,
+  )
+  counts = [(jnp.sum(b.trips > a.trips), a.trips.size) for a, b in pairs]
+  return sum(stopped for stopped, _ in counts), sum(size for _, size in counts)
 
 
 def keep_finite(new: Any, old: Any) -> Any:
@@ -253,23 +389,6 @@ def keep_finite(new: Any, old: Any) -> Any:
     return jnp.where(broken[module[path]], before[path].astype(leaf.dtype), leaf)
 
   return jax.tree.unflatten(treedef, [keep(path, leaf) for path, leaf in found])
-
-
-def _scale(
-  updates: Any, specs: Any, layout: _unit_map.Layout, factors: jax.Array
-) -> Any:
-  """Multiplies each unit's update by its factor, where a factor of 0 beats NaN."""
-
-  def scale(path, update):
-    spec = specs.get(_tree.path_of(path))
-    if spec is None or spec.kind == "frozen":
-      return update
-    factor = _unit_map.rates_of_leaf(spec, factors, layout)
-    wide = update.dtype if update.dtype.itemsize >= 4 else jnp.float32
-    scaled = (update.astype(wide) * factor.astype(wide)).astype(update.dtype)
-    return jnp.where(factor == 0, jnp.zeros_like(update), scaled)
-
-  return jax.tree_util.tree_map_with_path(scale, updates)
 
 
 def _largest(params: Any) -> float:

@@ -1,6 +1,8 @@
 """The heads in an optimizer: their posterior, their own transformations, the best."""
 
-from collections.abc import Mapping, Sequence
+import contextvars
+import functools
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -20,51 +22,94 @@ class TrackHeadsState(NamedTuple):
 
   Attributes:
     log_weights: Shape ``(num_heads,)``, the log-posterior of the heads, to be used for
-      the next step's loss; a dict of such arrays where ``names`` were given.
-    averaging: State of the averaging, such as :class:`SwitchState`; a dict likewise.
+      the next step's loss. Of several MultiHeads a dict of such arrays by their paths,
+      and so is all that follows.
+    averaging: State of the averaging, such as :class:`SwitchState`.
+    diverged: Bool, shape ``(num_heads,)``: which heads the last report said to have
+      diverged.
+    all_diverged_steps: int32 scalar, how many reports said so of all heads.
   """
 
   log_weights: Any
   averaging: Any
+  diverged: Any
+  all_diverged_steps: Any
 
 
+# What collapse() finds out about an optimizer: the averagings whose state it holds.
+_found: contextvars.ContextVar[list[Averaging] | None] = contextvars.ContextVar(
+  "averagings", default=None
+)
+
+
+def averagings_of(optimizer: optax.GradientTransformation, params: Any) -> list[Any]:
+  """The :class:`Averaging` of each :func:`track_heads` in an optimizer.
+
+  Args:
+    optimizer: An optimizer. Its ``init`` runs on shapes.
+    params: Its parameters.
+  """
+  token = _found.set([])
+  try:
+    # A new function each time: JAX would remember, and not run it again.
+    jax.eval_shape(lambda params: optimizer.init(params), params)
+    return _found.get() or []
+  finally:
+    _found.reset(token)
+
+
+@_checks.refuses_removed
 def track_heads(
   averaging: Averaging = switch(),
-  *,
-  heads: str = _tree.HEADS_REGEX,
-  names: Sequence[str] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   """Keeps the posterior over the heads; passes the updates through, made safe.
 
   The last transformation of a chain. Its ``update`` takes ``head_log_likelihoods``,
   which every loss of this library returns in its :class:`MixtureInfo`, and moves the
-  posterior that :func:`log_weights` reads. A head whose report is not finite gets no
-  update, and an update that would make its parameter non-finite becomes zero. With all
-  heads out the posterior stands still, and the body moves by its momentum alone. What
-  the user carries beside the parameters, such as the running averages of BatchNorm,
-  :func:`keep_finite` keeps.
+  posterior that :func:`log_weights` reads. What a report says of a head:
 
-  Each call is one observation. Under :class:`optax.MultiSteps`, which averages the
-  gradients but not ``head_log_likelihoods``, pass their mean over the micro-batches so
-  far; under ``jax.shard_map``, their ``jax.lax.pmean`` over the devices.
+  - ``-inf`` (or ``+inf``): it has diverged. It gets no update. If all have diverged,
+    the posterior stands still, and the body moves by its momentum alone.
+  - NaN: nothing was seen of it, as in a batch without any weighted example. It is
+    updated as usual, and its weight stays. If nothing was seen of any, the posterior
+    stands still.
+
+  An update that would make its parameter non-finite becomes zero. What the user carries
+  beside the parameters, such as the running averages of BatchNorm, :func:`keep_finite`
+  keeps.
+
+  Each call is one observation. Where several batches make one, pass the mean of their
+  reports, weighted by :attr:`MixtureInfo.num_examples`, without those of which nothing
+  was seen or that are skipped. Under :class:`optax.MultiSteps`, which averages the
+  gradients but not the reports, sum over the micro-batches since the last update::
+
+    counts = jnp.isfinite(info.head_log_likelihoods).any()
+    n = jnp.where(counts, info.num_examples, 0.0)
+    total += jnp.where(n > 0, n * info.head_log_likelihoods, 0.0)  # from 0 after each
+    count += n                                                     # has_updated(...)
+    report = total / count                       # NaN if nothing was seen of any batch
+
+  Under ``jax.shard_map`` (``jax.pmap``), where each device sees a part of the batch,
+  sum over the devices what is summed over micro-batches there::
+
+    report = jax.lax.psum(jnp.where(n > 0, n * info.head_log_likelihoods, 0.0), "data")
+    report /= jax.lax.psum(n, "data")
 
   Args:
     averaging: How the posterior learns: :func:`switch`, :func:`bayes` or
       :func:`fixed_share`.
-    heads: Regular expression for the paths of the heads' parameters, which have the
-      heads on axis 0.
-    names: Names of the model's :class:`~alrao_jax.linen.MultiHead` layers, where it
-      has several. Each then has its own posterior, ``head_log_likelihoods`` is a
-      mapping by name, and :func:`log_weights` takes the name.
 
   Returns:
-    The transformation. Updates keep their sign.
+    The transformation. Updates keep their sign. Where the model has several
+    :class:`~alrao_jax.linen.MultiHead` layers, each has its own posterior, and
+    ``head_log_likelihoods`` is a mapping by their paths, ``{"actor": ..., "net/critic":
+    ...}``, or by ends of these that no other path has, such as ``"critic"``.
 
   Raises:
     TypeError: At ``update``, without ``head_log_likelihoods``.
-    ValueError: At ``init``, if the parameters hold no heads, several layers of heads
-      and no ``names``, or others than ``names``; at ``update``, if
-      ``head_log_likelihoods`` has another shape than ``(num_heads,)``.
+    ValueError: At ``init``, if the parameters hold no heads, or MultiHeads with
+      different numbers of them; at ``update``, if ``head_log_likelihoods`` has another
+      shape than ``(num_heads,)``, or does not name each MultiHead once.
 
   Example:
     >>> import alrao_jax as alrao, jax.numpy as jnp
@@ -84,49 +129,75 @@ def track_heads(
       "track_heads(averaging=...) must be an Averaging, such as "
       f"alrao_jax.switch(theta=0.999), got {averaging!r}."
     )
-  if isinstance(names, str):
-    raise TypeError(f"track_heads(names=...) must be a tuple, write ({names!r},).")
-  names = None if names is None else tuple(names)
 
   def start(num_heads, dtype):
     state = averaging.init(num_heads, dtype)
-    # A copy: a donated state must not hold one buffer twice.
-    return TrackHeadsState(jnp.copy(averaging.log_weights(state)), state)
+    return TrackHeadsState(
+      # A copy: a donated state must not hold one buffer twice.
+      log_weights=jnp.copy(averaging.log_weights(state)),
+      averaging=state,
+      diverged=jnp.zeros([num_heads], bool),
+      all_diverged_steps=jnp.zeros([], jnp.int32),
+    )
 
   def init_fn(params):
-    layers = _layers(params, heads)
-    if not jax.tree.leaves(params):  # optax.tree.map_params: only structure counts
-      num_heads = 1
-    else:
-      _check_layers(layers, names, heads)
-      num_heads = next(iter(layers.values()))
-    if names is None:
-      return start(num_heads, state_dtype(params))
-    each = {name: start(num_heads, state_dtype(params)) for name in names}
-    return _by_name(each)
+    if (found := _found.get()) is not None:
+      found.append(averaging)
+    if not jax.tree.leaves(params):
+      # optax.tree.map_params asks where the state has parameters, by a tree without
+      # leaves: a single leaf stands for whatever this state holds.
+      return TrackHeadsState(*(jnp.zeros([]) for _ in TrackHeadsState._fields))
+    num_heads = _tree.count_heads("track_heads()", params)
+    if not num_heads:
+      raise ValueError(
+        "track_heads() found no heads: no parameter's path has the key 'alrao_heads'. "
+        "Wrap the output layer in alrao_jax.linen.MultiHead or "
+        "alrao_jax.nnx.MultiHead; for a model that is meant to have none, write "
+        "alrao(..., heads=False)."
+      )
+    layers = _tree.layers_of("track_heads()", params)
+    each = {layer: start(num_heads, state_dtype(params)) for layer in layers}
+    return each.popitem()[1] if len(each) == 1 else by_name(each)
 
-  def observe(averaging_state, log_likelihoods):
-    new = averaging.update(averaging_state, log_likelihoods)
-    return TrackHeadsState(averaging.log_weights(new), new)
+  def observe(state, log_likelihoods):
+    new = averaging.update(state.averaging, log_likelihoods)
+    weights = averaging.log_weights(new)
+    # A method of the user's own may take NaN and infinities for numbers.
+    learns = jnp.isfinite(log_likelihoods).any() & ~jnp.isnan(weights).any()
+    new, weights = jax.tree.map(
+      functools.partial(jnp.where, learns),
+      (new, weights),
+      (state.averaging, state.log_weights),
+    )
+    diverged = jnp.isinf(log_likelihoods)
+    steps = jnp.where(
+      diverged.all(),
+      optax.safe_increment(state.all_diverged_steps),
+      state.all_diverged_steps,
+    )
+    return TrackHeadsState(weights, new, diverged, steps)
 
   def update_fn(updates, state, params=None, *, head_log_likelihoods=None, **extra):
     del extra
     _checks.check_state("track_heads().update()", state, TrackHeadsState)
     observed = _checked_log_likelihoods(head_log_likelihoods, state.log_weights)
-    alive = jax.tree.map(jnp.isfinite, observed)
-    if names is None:
-      new_state = observe(state.averaging, observed)
+    several = isinstance(observed, dict)
+    if several:
+      each = {
+        layer: observe(one, observed[layer]) for layer, one in by_layer(state).items()
+      }
+      new_state = by_name(each)
     else:
-      each = {name: observe(state.averaging[name], observed[name]) for name in names}
-      new_state = _by_name(each)
+      new_state = observe(state, observed)
 
     def guard(path, update, *param):
-      layer = _tree.head_name(_tree.path_of(path), heads)
+      layer = _tree.head_name(_tree.path_of(path))
       if layer is not None:
-        # The gradient of a head that is out is zero, but momentum would coast.
-        keep = alive if names is None else alive[_match(layer, names)]
-        keep = keep.reshape(keep.shape + (1,) * (update.ndim - 1))
-        update = jnp.where(keep, update, jnp.zeros_like(update))
+        # The gradient of a diverged head is zero, but momentum would coast.
+        diverged = new_state.diverged
+        diverged = diverged[layer] if several else diverged
+        diverged = diverged.reshape(diverged.shape + (1,) * (update.ndim - 1))
+        update = jnp.where(diverged, jnp.zeros_like(update), update)
       result: Any = optax.apply_updates(param[0], update) if param else update
       return jnp.where(jnp.isfinite(result), update, jnp.zeros_like(update))
 
@@ -143,7 +214,9 @@ def log_weights(opt_state: Any, name: str | None = None) -> jax.Array:
     opt_state: State of an optimizer that holds one :func:`track_heads`, within any
       chain, mask, partition, ``MultiSteps``, ``inject_hyperparams``, or the
       ``opt_state`` of an ``nnx.Optimizer``.
-    name: Which posterior, where the optimizer was given ``names``.
+    name: Which posterior, where the model has several MultiHeads: the path of one, such
+      as ``"net/critic"``, or an end of it that no other has, such as ``"critic"``. A
+      MultiHead that is the whole model is named ``"alrao_heads"``.
 
   Returns:
     Shape ``(num_heads,)``; the exponentials sum to 1.
@@ -163,72 +236,31 @@ def log_weights(opt_state: Any, name: str | None = None) -> jax.Array:
   if not isinstance(found, Mapping):
     if name is not None:
       raise ValueError(
-        f"log_weights(name=...) needs an optimizer with named posteriors, got {name!r}."
-        f" Give it names=({name!r}, ...), or leave name= out."
+        f"log_weights(name=...) chooses among several MultiHeads, got {name!r} for a "
+        "state with one posterior: write log_weights(opt_state)."
       )
     return found
-  if name not in found:
-    raise ValueError(
-      f"log_weights(name=...) must be one of {tuple(found)}, got {name!r}."
-    )
-  return found[name]
+  return found[_tree.match_layer("log_weights(name=...)", name, found)]
 
 
-def _by_name(each):
+def by_layer(state: TrackHeadsState) -> dict[Any, TrackHeadsState]:
+  """The state of each MultiHead by its path; of the only one by None."""
+  if not isinstance(state.log_weights, Mapping):
+    return {None: state}
+  return {
+    layer: TrackHeadsState(*(field[layer] for field in state))
+    for layer in state.log_weights
+  }
+
+
+def by_name(each: Mapping[str, TrackHeadsState]) -> TrackHeadsState:
+  """The states of several MultiHeads as one, each field a dict by their paths."""
   return TrackHeadsState(
-    {name: state.log_weights for name, state in each.items()},
-    {name: state.averaging for name, state in each.items()},
+    *(
+      {name: getattr(state, field) for name, state in each.items()}
+      for field in TrackHeadsState._fields
+    )
   )
-
-
-def _layers(params, heads):
-  """The number of heads of each MultiHead, by its path."""
-  layers = {}
-  for path, leaf in _tree.flatten_with_paths(params)[0]:
-    layer = _tree.head_name(path, heads)
-    if layer is not None:
-      if not leaf.shape:
-        raise ValueError(f"Parameters of heads need the heads on axis 0, got {path!r}.")
-      layers.setdefault(layer, leaf.shape[0])
-  return layers
-
-
-def _check_layers(layers, names, heads):
-  call = "track_heads()"
-  if not layers:
-    raise ValueError(
-      f"{call} found no heads: no parameter's path matches {heads!r}. Wrap the output "
-      "layer in alrao_jax.linen.MultiHead or alrao_jax.nnx.MultiHead; for a model that "
-      "is meant to have none, write alrao(..., heads=None)."
-    )
-  if len(set(layers.values())) > 1:
-    raise ValueError(
-      f"{call} needs the same num_heads in every MultiHead, got {layers}."
-    )
-  if names is None:
-    if len(layers) > 1:
-      raise ValueError(
-        f"{call} keeps one posterior, got several MultiHeads: {sorted(layers)}. Write "
-        f"names={tuple(sorted(layers))!r}, pass head_log_likelihoods as a mapping by "
-        "name, and ask for log_weights(opt_state, name)."
-      )
-    return
-  matched = [_match(layer, names) for layer in layers]
-  if sorted(matched) != sorted(names):
-    raise ValueError(
-      f"{call[:-1]}names=...) must name each MultiHead once, got {names} for the "
-      f"layers {sorted(layers)}."
-    )
-
-
-def _match(layer, names):
-  fits = [name for name in names if layer == name or layer.endswith("/" + name)]
-  if len(fits) != 1:
-    raise ValueError(
-      f"track_heads(names=...) must name each MultiHead once, got {names}, of which "
-      f"{fits} name {layer!r}."
-    )
-  return fits[0]
 
 
 def _checked_log_likelihoods(given: Any, weights: Any) -> Any:
@@ -241,13 +273,14 @@ def _checked_log_likelihoods(given: Any, weights: Any) -> Any:
       "alrao_jax.classification_loss(...) and the other losses return; with linen's "
       "TrainState, use alrao_jax.linen.TrainState."
     )
-  named = isinstance(weights, Mapping)
-  if named != isinstance(given, Mapping) or (named and set(given) != set(weights)):
-    expected = f"a mapping by names {tuple(weights)}" if named else "one array"
-    got = f"a mapping by {tuple(given)}" if isinstance(given, Mapping) else "one array"
+  several = isinstance(weights, Mapping)
+  if several != isinstance(given, Mapping):
+    expected = f"a mapping by the paths {tuple(weights)}" if several else "one array"
+    got = "one array" if several else f"a mapping by {tuple(given)}"
     raise ValueError(f"{call} must be {expected}, got {got}.")
-  # A plain dict, whatever kind of mapping it was.
-  given = {name: given[name] for name in weights} if named else given
+  if several:
+    # A plain dict, whatever kind of mapping it was.
+    given = _tree.match_layers(call, given, weights)
   arrays = jax.tree.map(jnp.asarray, given)
   for value, weight in zip(
     jax.tree.leaves(arrays), jax.tree.leaves(weights), strict=True
@@ -272,8 +305,9 @@ class PerHeadState(NamedTuple):
   heads: Any
 
 
+@_checks.refuses_removed
 def per_head(
-  tx: optax.GradientTransformation, *, heads: str = _tree.HEADS_REGEX
+  tx: optax.GradientTransformation,
 ) -> optax.GradientTransformationExtraArgs:
   """Runs a transformation once on the body, and on each head as if it were alone.
 
@@ -284,9 +318,7 @@ def per_head(
 
   Args:
     tx: The transformation. Its scalars (counters, norms) become one for each head.
-    heads: Regular expression for the paths of the heads' parameters, which have the
-      heads on axis 0; the same as that of the optimizer around it. Where it matches
-      nothing, all is body.
+      Without heads, all is body.
 
   Returns:
     The transformation. Updates keep their sign.
@@ -297,6 +329,7 @@ def per_head(
   Example:
     >>> import alrao_jax as alrao, jax, optax
     >>> optimizer = optax.chain(
+    ...   alrao.drop_diverged(),
     ...   alrao.per_head(optax.clip_by_global_norm(1.0)), optax.trace(0.9),
     ...   alrao.scale_by_unit_rates(jax.random.key(0)), alrao.track_heads())
   """
@@ -305,7 +338,7 @@ def per_head(
   def split(tree):
     def keep(wanted):
       def choose(path, leaf):
-        is_head = _tree.head_name(_tree.path_of(path), heads) is not None
+        is_head = _tree.head_name(_tree.path_of(path)) is not None
         return leaf if is_head == wanted else optax.MaskedNode()
 
       return jax.tree_util.tree_map_with_path(choose, tree)
@@ -314,13 +347,8 @@ def per_head(
 
   def init_fn(params):
     body, stacked = split(params)
-    num_heads = {leaf.shape[0] for leaf in jax.tree.leaves(stacked)}
-    if len(num_heads) > 1:
-      raise ValueError(
-        "per_head() needs all heads of a model to agree on num_heads, got "
-        f"{sorted(num_heads)}. Write the same num_heads= in every MultiHead."
-      )
-    init = jax.vmap(tx.init) if jax.tree.leaves(stacked) else tx.init
+    num_heads = _tree.count_heads("per_head()", params)
+    init = jax.vmap(tx.init) if num_heads else tx.init
     return PerHeadState(body=tx.init(body), heads=init(stacked))
 
   def update_fn(updates, state, params=None, **extra_args):
@@ -415,7 +443,7 @@ def follow_leader(
     leader = alrao.follow_leader(alrao.log_weights(opt_state))     # before training
     leader = alrao.follow_leader(alrao.log_weights(opt_state), leader)  # in each step
     if leader.steps >= 200:                                        # after an epoch
-      params, opt_state = alrao.collapse(optimizer, params, opt_state, keep=1)
+      opt_state, params = alrao.collapse(optimizer, opt_state, params, keep=1)
 
   Args:
     log_weights: Shape ``(num_heads,)``, from :func:`log_weights`.
@@ -472,7 +500,7 @@ def follow_leader(
 
 
 def posteriors(call: str, opt_state: Any) -> dict[str | None, jax.Array]:
-  """The heads' log-weights by the names of their layers; None: the only layer's.
+  """The heads' log-weights by the paths of their MultiHeads; None: the only one's.
 
   Raises:
     ValueError: There are several posteriors, or one for each of several seeds.
@@ -486,6 +514,12 @@ def posteriors(call: str, opt_state: Any) -> dict[str | None, jax.Array]:
   for log_weights in layers.values():
     check_one_seed(call, log_weights, "num_heads")
   return layers
+
+
+def tracked_heads(opt_state: Any) -> dict[str | None, TrackHeadsState]:
+  """What is known of the heads by the paths of the MultiHeads; None: the only one."""
+  states = find_states(opt_state, TrackHeadsState)
+  return by_layer(states[0]) if states else {}
 
 
 def check_one_seed(call, vector, length):

@@ -5,11 +5,14 @@ With head weights :math:`a_j` the model predicts :math:`p(y) = \sum_j a_j p_j(y)
 """
 
 import math
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from ._checks import check_count, check_positive, check_probability, is_concrete
@@ -21,15 +24,20 @@ class MixtureInfo(NamedTuple):
 
   Attributes:
     nll: negative log-likelihood of the mixture, a scalar: the number to report.
-      ``inf`` when no head is alive.
-    head_log_likelihoods: mean log-likelihood of each head, shape ``(num_heads,)``,
-      ``-inf`` for heads that are out. The optimizer's ``update`` takes it.
-    alive: whether a head's mean log-likelihood is finite, bool, ``(num_heads,)``.
+      ``inf`` when all heads have diverged.
+    head_log_likelihoods: mean log-likelihood of each head, shape ``(num_heads,)``:
+      ``-inf`` for a diverged head, NaN for every head where no example has a weight,
+      so that nothing was seen. The optimizer's ``update`` takes it.
+    healthy: false for a diverged head, whose mean log-likelihood is not finite; bool,
+      shape ``(num_heads,)``.
+    num_examples: the sum of the examples' weights, a scalar: how much this report
+      weighs in a mean with others.
   """
 
   nll: jax.Array
   head_log_likelihoods: jax.Array
-  alive: jax.Array
+  healthy: jax.Array
+  num_examples: jax.Array
 
 
 def mixture_loss(
@@ -50,9 +58,20 @@ def mixture_loss(
   The sum over heads is zero, summand by summand: the value is the mixture's, even
   while the own loss of some head is 1e8.
 
-  A head whose mean log-likelihood is not finite is *out*: it has no part in value and
-  gradient, and the weights are renormalised over the others. With all heads out, the
-  loss is ``inf`` and its gradient zero.
+  A head whose mean log-likelihood is not finite has *diverged*: it has no part in value
+  and gradient, and the weights are renormalised over the others. With all heads
+  diverged, the loss is ``inf`` and its gradient zero.
+
+  **Several batches in one step** are averaged with the weights ``info.num_examples``,
+  leaving out those that saw nothing and those that a wrapper skips: under
+  `optax.MultiSteps` over the micro-batches so far, under `jax.shard_map` by
+  `jax.lax.psum` over the devices::
+
+    seen = jnp.isfinite(info.head_log_likelihoods).any()
+    report = info.num_examples * info.head_log_likelihoods
+    total += jnp.where(seen, report, 0)  # or psum(jnp.where(...), "data")
+    count += jnp.where(seen, info.num_examples, 0)
+    mean = total / count  # NaN of 0 / 0: nothing seen, as in a single report
 
   **Losses that are no likelihood** (hinge, contrastive) go in as ``log_prob = -loss``.
   The mixture is then a soft minimum over heads, ``-log sum_j a_j exp(-loss_j)``, and
@@ -70,7 +89,8 @@ def mixture_loss(
     weights: non-negative or bool, of the shape that ``log_prob`` returns: a mask for
       padding, or sample weights. Log-likelihoods under weight 0 never matter, not even
       NaN; but features must be finite there too, as in any model, since the gradient
-      multiplies them by 0. All weights 0 make a loss of 0. By default they are 1.
+      multiplies them by 0. All weights 0 make a loss of 0 and a report of NaN, which
+      moves no posterior. By default they are 1.
 
   Returns:
     The loss, a scalar in at least float32, and `MixtureInfo`.
@@ -112,27 +132,30 @@ def routed_loss(
 
   # What log_prob closes over would receive the gradient of every head's own loss too.
   converted, closed_over, *_ = closure_convert(evaluate, heads.shared)
-  own = converted(jax.lax.stop_gradient(closed_over), heads.own)
-  weights = example_weights(call, weights, own.shape[1:], own.dtype)
+  constant = jax.lax.stop_gradient
+  values = converted(constant(closed_over), constant(heads.own))
+  weights = example_weights(call, weights, values.shape[1:], values.dtype)
   used = weights[None] != 0
-  own = jnp.where(used, own, 0)
-  divisor = weights.sum() if total is None else total
-  divisor = jnp.where(divisor == 0, 1, divisor)
+  num_examples = weights.sum() if total is None else total
+  divisor = jnp.where(num_examples == 0, 1, num_examples)
 
-  own_weights, own_divisor = jax.lax.stop_gradient((weights, divisor))
-  own = (own_weights[None] * own).sum(axis=tuple(range(1, own.ndim))) / own_divisor
-  alive = jnp.isfinite(own)
-  own = jnp.where(alive, own, 0)
+  def mean(values):
+    weighted = constant(weights)[None] * jnp.where(used, values, 0)
+    return weighted.sum(axis=tuple(range(1, values.ndim))) / constant(divisor)
 
+  healthy = jnp.isfinite(mean(values))
+  # XLA computes the three evaluations, which differ in their gradient alone, as one.
+  heads = trained_where_finite(heads, healthy, values)
+  own = jnp.where(healthy, mean(converted(constant(closed_over), heads.own)), 0)
   outputs = heads.shared
   if any(jnp.issubdtype(x.dtype, jnp.inexact) for x in closed_over):
     # A zero cotangent times an infinite output is NaN, and would reach what log_prob
-    # closes over. (Otherwise XLA computes the two evaluations as one.)
-    outputs = with_finite_heads(outputs, alive)
+    # closes over.
+    outputs = with_finite_outputs(outputs, healthy, values)
   shared = jnp.where(used, converted(closed_over, outputs), 0)
 
-  log_weights = jax.lax.stop_gradient(jnp.asarray(log_weights).astype(shared.dtype))
-  present = alive & (log_weights != -jnp.inf)
+  log_weights = constant(jnp.asarray(log_weights).astype(shared.dtype))
+  present = healthy & (log_weights != -jnp.inf)
   log_a = jax.nn.log_softmax(jnp.where(present, log_weights, -jnp.inf))
   column = (-1,) + (1,) * weights.ndim
   joint = jnp.where(present.reshape(column), log_a.reshape(column) + shared, -jnp.inf)
@@ -141,19 +164,58 @@ def routed_loss(
   nll = jnp.where(present.any(), nll, jnp.inf)
 
   # Equal values cancel head by head: their sum, up to 1e8, would round the nll away.
-  loss = nll + (jax.lax.stop_gradient(own) - own).sum()
-  info = MixtureInfo(nll, jnp.where(alive, own, -jnp.inf), alive)
-  return loss, jax.lax.stop_gradient(info)
+  loss = nll + (constant(own) - own).sum()
+  report = jnp.where(used.any(), jnp.where(healthy, own, -jnp.inf), jnp.nan)
+  return loss, constant(MixtureInfo(nll, report, healthy, num_examples))
 
 
-def with_finite_heads(outputs: Any, alive: jax.Array) -> Any:
-  """Replaces the outputs of heads that are out by an alive head's, or by zeros."""
+def trained_where_finite(
+  heads: HeadOutputs, healthy: jax.Array, values: jax.Array
+) -> HeadOutputs:
+  """The same outputs, without a gradient where they make no finite log-likelihood.
+
+  There a cotangent is zero (the head has diverged, or the example has no weight), and
+  times an infinite derivative it would be NaN, which `multi_head` would take for an
+  overflow.
+
+  Args:
+    heads: the outputs.
+    healthy: shape ``(num_heads,)``; others have no gradient at all.
+    values: what the outputs make, shape ``(num_heads, *examples)``. An array of outputs
+      that begins with this shape has no gradient where they are not finite, either.
+
+  Returns:
+    Equal outputs.
+  """
+
+  def gate(x):
+    if not jnp.issubdtype(x.dtype, jnp.inexact):
+      return x
+    return jnp.where(_trusted(x, healthy, values), x, jax.lax.stop_gradient(x))
+
+  return heads.map(gate)
+
+
+def with_finite_outputs(outputs: Any, healthy: jax.Array, values: jax.Array) -> Any:
+  """Replaces outputs that make no finite log-likelihood by a healthy head's.
+
+  Where that head has none either, by zeros. See `trained_where_finite`.
+  """
 
   def replace(x):
-    donor = jnp.where(alive.any(), x[jnp.argmax(alive)], jnp.zeros_like(x[0]))
-    return jnp.where(alive.reshape((-1,) + (1,) * (x.ndim - 1)), x, donor[None])
+    trusted = _trusted(x, healthy, values)
+    j = jnp.argmax(healthy)
+    donor = jnp.where(trusted[j], x[j], 0)
+    return jnp.where(trusted, x, donor[None])
 
   return jax.tree.map(replace, outputs)
+
+
+def _trusted(x: jax.Array, healthy: jax.Array, values: jax.Array) -> jax.Array:
+  """Which entries make a finite log-likelihood, for all that is known; x.ndim axes."""
+  if x.shape[: values.ndim] == values.shape:
+    healthy = healthy.reshape((-1,) + (1,) * (values.ndim - 1)) & jnp.isfinite(values)
+  return healthy.reshape(healthy.shape + (1,) * (x.ndim - healthy.ndim))
 
 
 def loss_dtype(x: jax.Array) -> Any:
@@ -169,12 +231,21 @@ def as_array(
   Raises:
     ValueError: It has another shape.
   """
-  if jnp.shape(value) != shape:
+  value = as_given(value)
+  if value.shape != shape:
     raise ValueError(
       f"{call.removesuffix('()')}({name}=...) must have shape {shape}, got "
-      f"{jnp.shape(value)}."
+      f"{value.shape}."
     )
-  return jnp.asarray(value).astype(dtype)
+  with np.errstate(over="ignore"):
+    return jnp.asarray(value.astype(dtype))
+
+
+def as_given(value: Any) -> Any:
+  """A JAX array as it is; all else as NumPy's, whose 64 bits JAX would cut to 32."""
+  if isinstance(value, jax.Array) or hasattr(value, "__jax_array__"):
+    return jnp.asarray(value)
+  return np.asarray(value)
 
 
 def example_weights(
@@ -194,6 +265,7 @@ def check_heads(call: str, heads: Any, log_weights: Any) -> None:
       f"{call}(heads=...) must be HeadOutputs, got {type(heads).__name__}: wrap the "
       "model's output layer in MultiHead."
     )
+  heads.check_axis(f"{call}(heads=...)")
   if jnp.shape(log_weights) != (heads.num_heads,):
     raise ValueError(
       f"{call}(log_weights=...) must have shape {(heads.num_heads,)}, one entry a "
@@ -222,6 +294,7 @@ def classification_loss(
   log_weights: jax.Array,
   *,
   label_smoothing: Any = 0.0,
+  ignore_label: int | None = None,
   weights: Any = None,
 ) -> tuple[jax.Array, MixtureInfo]:
   r"""Cross-entropy of a mixture of softmax classifiers.
@@ -229,26 +302,31 @@ def classification_loss(
   Soft targets and smoothed labels :math:`t_c` make each class a weighted observation:
   the loss is the mixture's cross-entropy, :math:`-\sum_c t_c \log \sum_j a_j p_j(c)`.
 
+  **Classes are 0 to num_classes - 1.** Any other label makes the loss ``inf``, trains
+  nothing and moves no posterior, and is an error where its value is known (outside of
+  `jax.jit`); unless its example has weight 0. (optax's losses take negative labels for
+  classes counted from the end: -1, which often means "ignore", trains the last one.)
+
   Args:
     heads: logits of shape ``(num_heads, ..., num_classes)``. A logit of ``-inf``
       excludes its class.
     labels: integers of shape ``(...)``, of any integer dtype, or probabilities (one-hot
-      or soft) of shape ``(..., num_classes)``. Integers out of range do as in
-      `optax.losses.softmax_cross_entropy_with_integer_labels`: from ``-num_classes`` to
-      -1 they count from the end, all others make NaN, which here puts every head out
-      (loss ``inf``). Under weight 0 any label will do.
+      or soft) of shape ``(..., num_classes)``, not negative.
     log_weights: logs of the heads' weights, ``(num_heads,)``.
     label_smoothing: share of each target spread evenly over the classes, in [0, 1];
       0 where classes are excluded, whose share would cost an infinite loss.
+    ignore_label: the integer label, such as -100 or 255, that gives an example weight
+      0. None: there is no such label.
     weights: weight of each example, of shape ``(...)``, as in `mixture_loss`.
 
   Returns:
     The loss (mean over examples) and `MixtureInfo`, as `mixture_loss`.
 
   Raises:
-    TypeError: ``heads`` is not `HeadOutputs` of one array, or labels of the shape of
-      integer labels are no integers.
-    ValueError: shapes differ, or ``label_smoothing`` lies outside [0, 1].
+    TypeError: ``heads`` is not `HeadOutputs` of one array, labels of the shape of
+      integer labels are no integers, or ``ignore_label`` is no integer.
+    ValueError: shapes differ, ``label_smoothing`` lies outside [0, 1], a label is known
+      to be no class, or ``ignore_label`` is given with probabilities.
 
   Example:
     >>> import jax.numpy as jnp
@@ -267,7 +345,7 @@ def classification_loss(
   check_heads(call, heads, log_weights)
   logits = one_array(call, heads.shared)
   check_probability(call, "label_smoothing", label_smoothing)
-  labels, dtype = jnp.asarray(labels), loss_dtype(logits)
+  labels, dtype = as_given(labels), loss_dtype(logits)
   batch, num_classes = logits.shape[1:-1], logits.shape[-1]
   if labels.shape == batch:
     if not jnp.issubdtype(labels.dtype, jnp.integer):
@@ -275,10 +353,16 @@ def classification_loss(
         f"classification_loss(labels=...) of shape {labels.shape} must be integers, "
         f"got {labels.dtype}: write labels.astype(int), or give one-hot labels."
       )
-    labels = labels.astype(jnp.int32)
-    labels = jnp.where(labels < 0, labels + num_classes, labels)
+    if labels.dtype.itemsize < 4:
+      labels = labels.astype(np.int32)  # num_classes may be beyond their own range
+    ignored = _equals(labels, _checked_ignore_label(call, ignore_label))
     in_range = (labels >= 0) & (labels < num_classes)
-    one_hot = jax.nn.one_hot(labels, num_classes, dtype=bool)
+    weights = _without(call, ignored, weights, batch, dtype)
+    rule = f"must be classes, 0 to {num_classes - 1}"
+    _check_known(call, labels, in_range | ignored, weights, rule)
+    # Checked before the cast, which may turn a label into another.
+    one_hot = jax.nn.one_hot(labels.astype(np.int32), num_classes, dtype=bool)
+    in_range = jnp.asarray(in_range)
     if is_concrete(label_smoothing) and label_smoothing == 0:
 
       def log_prob(logits):
@@ -290,7 +374,14 @@ def classification_loss(
       return routed_loss(call, heads, log_prob, log_weights, weights)
     targets = jnp.where(in_range[..., None], one_hot.astype(dtype), jnp.nan)
   elif labels.shape == logits.shape[1:]:
-    targets = labels.astype(dtype)
+    if ignore_label is not None:
+      raise ValueError(
+        "classification_loss(ignore_label=...) is for integer labels, got "
+        f"probabilities of shape {labels.shape}: write weights=, 0 to ignore."
+      )
+    targets = as_array(call, "labels", labels, labels.shape, dtype)
+    _check_known(call, labels, targets >= 0, weights, "must not be negative")
+    targets = jnp.where(targets >= 0, targets, jnp.nan)
   else:
     raise ValueError(
       f"classification_loss(labels=...) must have the shape of the examples, {batch}, "
@@ -309,11 +400,68 @@ def classification_loss(
   )
 
 
+def _checked_ignore_label(call: str, ignore_label: Any) -> int | None:
+  """The label as a Python integer.
+
+  Raises:
+    TypeError: It is none, or not known.
+  """
+  if ignore_label is None:
+    return None
+  try:
+    if not isinstance(ignore_label, (bool, np.bool_)):
+      return operator.index(ignore_label)
+  except TypeError:
+    pass
+  raise TypeError(
+    f"{call[:-1]}ignore_label=...) must be an integer or None, got {ignore_label!r}."
+  )
+
+
+def _equals(labels: Any, ignore_label: int | None) -> Any:
+  """Where the labels are that one, which may be beyond their dtype's range."""
+  info = jnp.iinfo(labels.dtype)
+  if ignore_label is None or not info.min <= ignore_label <= info.max:
+    return np.zeros(labels.shape, bool)
+  return labels == np.asarray(ignore_label, labels.dtype)
+
+
+def _without(call: str, ignored: Any, weights: Any, shape: Any, dtype: Any) -> Any:
+  """The weights, 0 where examples are ignored; None, for ones, where none can be."""
+  if isinstance(ignored, np.ndarray) and not ignored.any():
+    return weights
+  weights = example_weights(call, weights, shape, dtype)
+  return jnp.where(jnp.asarray(ignored), 0, weights)
+
+
+def _check_known(call: str, labels: Any, valid: Any, weights: Any, rule: str) -> None:
+  """Refuses labels that are not valid where they and their weights are known."""
+
+  def known(x):
+    traced = isinstance(x, jax.core.Tracer)
+    return not traced and getattr(x, "is_fully_addressable", True)  # by this host
+
+  if not known(valid) or not known(weights):
+    return
+  labels, wrong = np.asarray(labels), ~np.asarray(valid)
+  if weights is not None and np.shape(weights) == wrong.shape[: np.ndim(weights)]:
+    used = np.asarray(weights) != 0
+    wrong &= used.reshape(used.shape + (1,) * (wrong.ndim - used.ndim))
+  if wrong.any():
+    first = labels[wrong][0]
+    raise ValueError(
+      f"{call[:-1]}labels=...) {rule}, got {first}. If it marks what is to be ignored, "
+      f"write ignore_label={first}, or weights= with 0 for those examples; to count "
+      "classes from the end, as optax does, labels % num_classes."
+    )
+
+
 def binary_loss(
   heads: HeadOutputs,
   labels: Any,
   log_weights: jax.Array,
   *,
+  ignore_label: float | None = None,
   weights: Any = None,
 ) -> tuple[jax.Array, MixtureInfo]:
   r"""Sigmoid cross-entropy of a mixture, for one or several yes-no labels an example.
@@ -321,12 +469,18 @@ def binary_loss(
   The labels of one example are one observation: a head's log-likelihood is the sum of
   its :math:`\log p_j(y_l)` over the labels, and the heads are mixed after that sum.
 
+  Labels beyond 0 to 1 make the loss ``inf`` or are an error, as in
+  `classification_loss`; unless their example has weight 0.
+
   Args:
     heads: logits of shape ``(num_heads, ..., num_labels)``, or ``(num_heads, batch)``
       for one label an example (a sequence of them needs a last axis of length 1).
     labels: 0 or 1, of any dtype, of the shape of one head's logits. In between, a label
       weighs the two log-probabilities of its head.
     log_weights: logs of the heads' weights, ``(num_heads,)``.
+    ignore_label: the number, such as -1, that marks a missing label. It is left out of
+      its example's sum; an example of missing labels alone has weight 0. None: there
+      is no such label.
     weights: weight of each example, of the labels' shape without the axis of labels,
       as in `mixture_loss`.
 
@@ -335,7 +489,7 @@ def binary_loss(
 
   Raises:
     TypeError: ``heads`` is not `HeadOutputs` of one array.
-    ValueError: shapes differ.
+    ValueError: shapes differ, or a label is known to be beyond 0 to 1.
 
   Example:
     >>> import jax.numpy as jnp
@@ -351,9 +505,20 @@ def binary_loss(
   logits = one_array(call, heads.shared)
   dtype = loss_dtype(logits)
   labels = as_array(call, "labels", labels, logits.shape[1:], dtype)
+  ignored = np.zeros(labels.shape, bool)
+  if ignore_label is not None:
+    ignored = labels == jnp.asarray(ignore_label, dtype)
+  examples = labels.shape[:-1] if labels.ndim > 1 else labels.shape
+  none_left = ignored.all(axis=-1) if labels.ndim > 1 else ignored
+  weights = _without(call, none_left, weights, examples, dtype)
+  valid = (labels >= 0) & (labels <= 1)
+  _check_known(call, labels, valid | ignored, weights, "must be 0 to 1")
+  ignored = jnp.asarray(ignored)
 
   def log_prob(logits):
-    losses = optax.losses.sigmoid_binary_cross_entropy(logits.astype(dtype), labels)
+    targets = jnp.where(ignored, 0, labels)  # a cotangent of 0 must meet what is finite
+    losses = optax.losses.sigmoid_binary_cross_entropy(logits.astype(dtype), targets)
+    losses = jnp.where(ignored, 0, jnp.where(valid, losses, jnp.nan))
     return -_sum_outputs(losses)
 
   return routed_loss(call, heads, log_prob, log_weights, weights)
@@ -414,6 +579,12 @@ def regression_loss(
   dtype = loss_dtype(means)
   targets = as_array(call, "targets", targets, means.shape[1:], dtype)
   check_positive(call, "noise_scale", noise_scale)
+  if weights is not None:
+    # NaN marks missing targets, and times 0 would still reach a learned noise.
+    examples = targets.shape[:-1] if targets.ndim > 1 else targets.shape
+    weights = example_weights(call, weights, examples, dtype)
+    used = weights.reshape(examples + (1,) * (targets.ndim - len(examples))) != 0
+    targets = jnp.where(used, targets, 0)
   log_noise = jnp.log(jnp.asarray(noise_scale, dtype))
 
   def log_prob(outputs):
@@ -448,7 +619,12 @@ def chunked_mixture_loss(
 
   Heads and log-likelihoods are evaluated for ``chunk_size`` examples at a time, and
   again in the backward pass. Value and gradient are those of `mixture_loss` up to
-  rounding, which heads are out included; the price is one more evaluation of the heads.
+  rounding, which heads have diverged included; the price is one more evaluation of the
+  heads. What `multi_head` says of a part in the mixture holds for each chunk.
+
+  Labels are a matter of ``log_prob``. optax's losses take a negative one for a class
+  counted from the end, and NaN for one too large: give those to be ignored weight 0,
+  ``weights=labels != -100``, and check the others.
 
   Args:
     evaluate: the heads, a function of the features of a chunk that returns
@@ -504,18 +680,21 @@ def chunked_mixture_loss(
       return values.astype(loss_dtype(values))
 
     converted, closed_over, *_ = closure_convert(each_head, heads.shared)
-    own = converted(jax.lax.stop_gradient(closed_over), heads.own)
+    constant = jax.lax.stop_gradient
+    values = converted(constant(closed_over), constant(heads.own))
     size = jax.tree.leaves(targets)[0].shape[0]
-    if own.shape != (heads.num_heads, size):
+    if values.shape != (heads.num_heads, size):
       raise ValueError(
         f"chunked_mixture_loss(log_prob=...) must return shape {(size,)} for {size} "
-        f"examples, got {own.shape[1:]}: one log-likelihood an example."
+        f"examples, got {values.shape[1:]}: one log-likelihood an example."
       )
-    outputs = heads.shared
+    matters = values if used is None else jnp.where(used[None], values, 0)
+    healthy = jnp.isfinite(matters).all(axis=1)
+    heads = trained_where_finite(heads, healthy, values)
+    own, outputs = converted(constant(closed_over), heads.own), heads.shared
     if any(jnp.issubdtype(x.dtype, jnp.inexact) for x in closed_over):
-      matters = own if used is None else jnp.where(used[None], own, 0)
-      outputs = with_finite_heads(outputs, jnp.isfinite(matters).all(axis=1))
-    return HeadOutputs(shared=converted(closed_over, outputs), own=own)
+      outputs = with_finite_outputs(outputs, healthy, values)
+    return converted(closed_over, outputs), own
 
   rest = count % chunk_size
   inputs = (features, targets, used)
@@ -532,7 +711,8 @@ def chunked_mixture_loss(
   if rest:
     last = jax.tree.map(lambda x: x[count - rest :], inputs)
     pieces.append(jax.checkpoint(chunk)(last))
-  heads = jax.tree.map(lambda *xs: jnp.concatenate(xs, axis=1), *pieces)
+  shared, own = jax.tree.map(lambda *xs: jnp.concatenate(xs, axis=1), *pieces)
+  heads = HeadOutputs(shared, own)
   return routed_loss(call, heads, lambda x: x, log_weights, weights)
 
 

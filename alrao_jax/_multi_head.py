@@ -16,6 +16,7 @@ import jax.core
 import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import Jaxpr, jaxpr_as_fun, jaxprs_in_params
+from jax.sharding import NamedSharding, PartitionSpec
 
 PyTree = Any
 
@@ -160,32 +161,121 @@ def head_product(
   )
 
 
+_UNSET = object()
+
+
 @functools.partial(
-  jax.tree_util.register_dataclass, data_fields=("shared", "own"), meta_fields=()
+  jax.tree_util.register_dataclass,
+  data_fields=("shared", "own", "axis"),
+  meta_fields=(),
 )
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class HeadOutputs:
   """The outputs of all heads, twice: equal values, two ways back.
 
-  A pytree: ``jax.tree.map(lambda x: x / 2.0, heads)`` changes both halves alike. What
-  is trained (a learned temperature) does not belong there, where it would receive the
-  gradients of all heads' own losses, but into the ``log_prob`` of `mixture_loss`. It is
-  no array on purpose, since ``softmax(heads)`` would mean nothing.
+  A pytree, but no array on purpose, since ``softmax(heads)`` would mean nothing.
+  ``heads.map(lambda x: x[..., :5])`` changes both halves alike. What is trained (a
+  learned temperature) does not belong there, where it would receive the gradients of
+  all heads' own losses, but into the ``log_prob`` of `mixture_loss`.
+
+  The heads are on axis 0. A model of single examples under `jax.vmap` returns them
+  with the examples on axis 0: write ``jax.vmap(model, out_axes=1)``. The losses and
+  predictions refuse outputs whose heads were moved, since an empty array, the third
+  leaf, moves along with them.
 
   Attributes:
     shared: what the mixture is computed from, a pytree of arrays with leading axis
       ``num_heads``. Its cotangent goes to the features, not to the heads' parameters.
     own: the same values, for each head's own loss. Its cotangent goes to the heads'
       parameters, not to the features.
+    axis: an empty array of shape ``(0,)``, whose axis stands for that of the heads;
+      leave it out. In a tree of axes or shardings it is that of the first leaf.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from alrao_jax import HeadOutputs
+    >>> logits = jnp.zeros((10, 8, 4))  # 10 heads, 8 examples, 4 classes
+    >>> HeadOutputs(shared=logits, own=logits).map(lambda x: x[..., :3])
+    HeadOutputs(float32[10,8,3])
   """
 
   shared: PyTree
   own: PyTree
+  axis: Any = _UNSET
+
+  def __post_init__(self):
+    if self.axis is _UNSET:
+      leaves = jax.tree.leaves((self.shared, self.own))
+      object.__setattr__(self, "axis", _heads_axis(leaves[0]) if leaves else None)
+
+  def __repr__(self) -> str:
+    def shown(x):
+      if not hasattr(x, "shape"):
+        return repr(x)
+      return f"{x.dtype}[{','.join(map(str, x.shape))}]"
+
+    outputs = str(jax.tree.map(shown, self.shared)).replace("'", "")
+    moved = "" if self._heads_lead() else f", axis={shown(self.axis)}"
+    return f"HeadOutputs({outputs}{moved})"
 
   @property
   def num_heads(self) -> int:
-    """Number of heads, the length of the leading axis."""
+    """Number of heads, the length of the leading axis.
+
+    Raises:
+      ValueError: the heads are not on axis 0.
+    """
+    self.check_axis("HeadOutputs.num_heads")
     return jax.tree.leaves(self.shared)[0].shape[0]
+
+  def map(self, fn: Callable[[jax.Array], jax.Array]) -> "HeadOutputs":
+    """Applies a function to every array of both halves.
+
+    Unlike `jax.tree.map` it leaves out the empty array, which can't be sliced.
+
+    Args:
+      fn: a function of one array ``(num_heads, ...)`` that keeps the heads on axis 0.
+
+    Returns:
+      The outputs so changed.
+
+    Raises:
+      ValueError: the heads are not on axis 0.
+    """
+    self.check_axis("HeadOutputs.map")
+    shared, own = jax.tree.map(fn, (self.shared, self.own))
+    return HeadOutputs(shared, own, self.axis)
+
+  def check_axis(self, call: str) -> None:
+    """Refuses outputs whose heads are no longer on axis 0.
+
+    Args:
+      call: what needs them there, for the error.
+
+    Raises:
+      ValueError: they are on another axis.
+    """
+    if not self._heads_lead():
+      axis = self.axis.shape.index(0)
+      raise ValueError(
+        f"{call} needs the heads on axis 0, got them on axis {axis} of {self!r}, as "
+        "jax.vmap leaves a model of single examples. Write jax.vmap(model, "
+        f"out_axes=1), or jax.tree.map(lambda x: jnp.moveaxis(x, {axis}, 0), heads)."
+      )
+
+  def _heads_lead(self) -> bool:
+    return getattr(self.axis, "shape", (0,))[0] == 0
+
+
+def _heads_axis(leaf: Any) -> Any:
+  """The empty leaf for outputs like this; for an axis or a sharding, its own."""
+  if hasattr(leaf, "shape"):
+    return jnp.zeros(0, jnp.float32)
+  if isinstance(leaf, PartitionSpec):
+    return PartitionSpec(*leaf[:1])
+  if isinstance(leaf, NamedSharding):
+    return NamedSharding(leaf.mesh, PartitionSpec(*leaf.spec[:1]))
+  return leaf
 
 
 def multi_head(
@@ -204,19 +294,23 @@ def multi_head(
   constants, and the parameters of head :math:`j` :math:`\partial L_j`, as if the
   features were. The losses of this package are of that form.
 
-  The gradients are always finite, so that one diverged head neither stops the others
-  nor poisons an optimizer's state. Non-finite entries become zero in the incoming
-  cotangents and in the parameters' gradient; if the features' gradient has any, it is
-  computed again without the heads whose cotangent is zero. (That is a `jax.lax.cond`:
-  under `jax.vmap` both its branches run. A single head needs none.)
+  **What is not finite** in the gradient is told where a head has a part in the
+  mixture, so that its cotangent of ``shared`` is not all zero: loss scaling must see
+  an overflow there. `drop_diverged`, the first part of `alrao` and of any chain of
+  one's own, keeps it out of an optimizer's state. A head without a part, one that has
+  diverged or is so bad that its responsibility is 0, must not stop the others: its
+  non-finite entries become zero, and if the features' gradient has any, it is
+  computed again without such heads. (That is a `jax.lax.cond`: under `jax.vmap` both
+  its branches run. A single head needs none.) A loss of one's own must give a diverged
+  head a cotangent of exactly zero, as the losses of this package do.
 
   **Large heads**, which have in parameters and outputs more than twice as many numbers
-  as the features, are handled apart: each has its own copy of the features, and what it
-  gives back to them is made finite before the sum over heads. For a dense layer that is
-  one with more outputs than the harmonic mean of its features and the examples. On a
-  CPU, XLA then transposes no kernels. Results may differ in the last bits from those of
-  heads evaluated together; and where what a head that is alive gives back is not
-  finite, that alone is left out. Heads with convolutions are never handled apart.
+  as the features, are handled apart: each has its own copy of the features, and what a
+  head without a part gives back to them is made finite before the sum over heads. For
+  a dense layer that is one with more outputs than the harmonic mean of its features
+  and the examples. On a CPU, XLA then transposes no kernels. Results may differ in the
+  last bits from those of heads evaluated together. Heads with convolutions are never
+  handled apart.
 
   Values that ``head_fn`` closes over, such as the matrix of a tied embedding, are
   treated as features are. If any of them is traced, even a scalar, large heads are
@@ -298,44 +392,52 @@ def _route(evaluate, params, inputs, aux):
 
 
 def _route_forward(evaluate, params, inputs, aux):
+  (params, inputs), reduce = _each_device_its_own(params, inputs, aux)
   outputs, pullback, new_aux = jax.vjp(
     lambda params, inputs: evaluate(params, inputs, aux), params, inputs, has_aux=True
   )
-  residuals = (pullback, params, inputs, aux)
+  residuals = (pullback, reduce, params, inputs, aux)
   return (HeadOutputs(outputs, outputs), new_aux), residuals
 
 
 def _route_backward(evaluate, residuals, cotangents):
-  pullback, params, inputs, aux = residuals
+  pullback, reduce, params, inputs, aux = residuals
   heads, _ = cotangents
+  takes_part = _any_nonzero(heads.shared)
   # Each call computes the half that is kept; the other is dead code.
-  shared = _finite(heads.shared)
-  d_inputs = _without_float0(pullback(shared)[1])
-  d_params = _without_float0(_finite(pullback(_finite(heads.own))[0]))
+  d_inputs = pullback(heads.shared)[1]
+  d_params = pullback(_finite_without_part(heads.own, takes_part))[0]
+  d_params = _finite_without_part(d_params, takes_part)
 
   def again():
-    # A zero cotangent times an infinite residual is NaN, so heads that do not matter
-    # are replaced by the first that does: unlike zeros, its parameters are known to
+    # A zero cotangent times an infinite residual is NaN, so heads without a part
+    # are replaced by the first that has one: unlike zeros, its parameters are known to
     # be good (a head that normalises its weights is 0/0 at zero).
-    matters = _any_nonzero(shared)
-    first = jnp.arange(matters.size) == jnp.argmax(matters)
+    first = jnp.arange(takes_part.size) == jnp.argmax(takes_part)
 
     def replace(x):
       if not jnp.issubdtype(x.dtype, jnp.inexact):
         return x
-      shape = matters.shape + (1,) * (x.ndim - 1)
+      shape = takes_part.shape + (1,) * (x.ndim - 1)
       donor = jnp.where(first.reshape(shape), x, 0).sum(axis=0, keepdims=True)
-      return jnp.where(matters.reshape(shape), x, donor)
+      return jnp.where(takes_part.reshape(shape), x, donor)
 
     good_params, good_aux = jax.tree.map(replace, (params, aux))
     _, pullback = jax.vjp(lambda x: evaluate(good_params, x, good_aux)[0], inputs)
-    return _without_float0(_finite(pullback(shared)[0]))
+    return none_without_part(_inexact(pullback(heads.shared)[0]))
 
-  if heads.num_heads == 1:
-    d_inputs = _finite(d_inputs)  # no other head is to be spared
+  def none_without_part(d_inputs):
+    return [jnp.where(takes_part.any(), x, 0) for x in d_inputs]
+
+  known = _inexact(d_inputs)
+  if takes_part.size == 1:
+    known = none_without_part(known)  # no other head is to be spared
   else:
-    d_inputs = jax.lax.cond(_all_finite(d_inputs), lambda: d_inputs, again)
-  return d_params, d_inputs, None
+    # With a part for every head, what is not finite is to be told.
+    as_it_is = _all_finite(known) | takes_part.all()
+    known = jax.lax.cond(as_it_is, lambda: known, again)
+  d_inputs = _with_inexact(d_inputs, known)
+  return *map(_without_float0, reduce((d_params, d_inputs))), None
 
 
 _route.defvjp(_route_forward, _route_backward)
@@ -348,27 +450,54 @@ def _route_apart(evaluate, params, features, aux):
 
 
 def _route_apart_forward(evaluate, params, features, aux):
+  (params, features), reduce = _each_device_its_own(params, features, aux)
   outputs, pullback, new_aux = jax.vjp(
     lambda params, copies: evaluate(params, copies, aux),
     params,
     _copies(params, features, aux),
     has_aux=True,
   )
-  return (HeadOutputs(outputs, outputs), new_aux), pullback
+  return (HeadOutputs(outputs, outputs), new_aux), (pullback, reduce)
 
 
-def _route_apart_backward(evaluate, pullback, cotangents):
+def _route_apart_backward(evaluate, residuals, cotangents):
   del evaluate
+  pullback, reduce = residuals
   heads, _ = cotangents
+  takes_part = _any_nonzero(heads.shared)
   # Where a zero cotangent meets an infinite residual, a head has NaN to itself.
-  d_copies = _without_float0(_finite(pullback(_finite(heads.shared))[1]))
-  d_params = _without_float0(_finite(pullback(_finite(heads.own))[0]))
-  # The sum of finite numbers may overflow, in float16 soon.
-  d_features = _finite(jax.tree.map(lambda x: x.sum(axis=0), d_copies))
-  return d_params, d_features, None
+  d_copies = _finite_without_part(pullback(heads.shared)[1], takes_part)
+  d_features = jax.tree.map(
+    lambda x: x[0] if _is_float0(x) else x.sum(axis=0), d_copies
+  )
+  d_params = pullback(_finite_without_part(heads.own, takes_part))[0]
+  d_params = _finite_without_part(d_params, takes_part)
+  return *map(_without_float0, reduce((d_params, d_features))), None
 
 
 _route_apart.defvjp(_route_apart_forward, _route_apart_backward)
+
+
+def _each_device_its_own(params: PyTree, inputs: PyTree, aux: PyTree) -> Any:
+  """Within `jax.shard_map`, values of which the gradient has not been added up yet.
+
+  What a device's heads give back is made finite before it reaches other devices.
+
+  Returns:
+    Parameters and inputs, and the function that adds up their cotangents.
+  """
+
+  def axes_of(tree):
+    varying = [jax.typeof(x).manual_axis_type.varying for x in jax.tree.leaves(tree)]
+    return frozenset().union(*varying)
+
+  axes = axes_of((params, inputs, aux))
+
+  def vary(x):
+    missing = tuple(sorted(axes - axes_of(x)))
+    return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+  return jax.vjp(lambda *trees: jax.tree.map(vary, trees), params, inputs)
 
 
 def _copies(params: PyTree, features: PyTree, aux: PyTree) -> PyTree:
@@ -389,31 +518,50 @@ def _leading_axis(*stacked: PyTree) -> int:
   return lengths[0]
 
 
-def _finite(tree: PyTree) -> PyTree:
-  """Zeros in place of NaN and infinities."""
+def _finite_without_part(tree: PyTree, takes_part: jax.Array) -> PyTree:
+  """Zeros in place of NaN and infinities of heads without a part in the mixture."""
 
   def finite(x):
-    if x.dtype == jax.dtypes.float0:
+    if _is_float0(x):
       return x
-    return jnp.where(jnp.isfinite(x), x, 0)
+    told = takes_part.reshape(takes_part.shape + (1,) * (x.ndim - 1))
+    return jnp.where(told | jnp.isfinite(x), x, 0)
 
   return jax.tree.map(finite, tree)
 
 
+def _is_float0(x: Any) -> bool:
+  """Whether it is the cotangent of integers or keys."""
+  return x.dtype == jax.dtypes.float0
+
+
 def _without_float0(tree: PyTree) -> PyTree:
   """Replaces the cotangents of integers and keys by None, which means zero."""
-  return jax.tree.map(lambda x: None if x.dtype == jax.dtypes.float0 else x, tree)
+  return jax.tree.map(lambda x: None if _is_float0(x) else x, tree)
 
 
-def _all_finite(tree: PyTree) -> jax.Array:
-  finite = [jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]
+def _inexact(tree: PyTree) -> list[jax.Array]:
+  """The leaves that are cotangents of real or complex numbers."""
+  return [x for x in jax.tree.leaves(tree) if not _is_float0(x)]
+
+
+def _with_inexact(tree: PyTree, leaves: list[jax.Array]) -> PyTree:
+  """The tree with those leaves replaced."""
+  rest = iter(leaves)
+  return jax.tree.map(lambda x: x if _is_float0(x) else next(rest), tree)
+
+
+def _all_finite(leaves: list[jax.Array]) -> jax.Array:
+  finite = [jnp.isfinite(x).all() for x in leaves]
   return jnp.stack(finite).all() if finite else jnp.array(True)
 
 
 def _any_nonzero(cotangents: PyTree) -> jax.Array:
   """For each head, whether any entry of its cotangent is not zero."""
+  leaves = jax.tree.leaves(cotangents)
   nonzero = [
-    (x != 0).any(axis=tuple(range(1, x.ndim)))
-    for x in jax.tree.leaves(_without_float0(cotangents))
+    (x != 0).any(axis=tuple(range(1, x.ndim))) for x in leaves if not _is_float0(x)
   ]
+  if not nonzero:
+    return jnp.zeros(leaves[0].shape[:1], bool)  # outputs of integers alone
   return jnp.stack(nonzero).any(axis=0)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from ._losses import check_heads, loss_dtype, one_array
+from ._losses import check_heads, loss_dtype, one_array, trained_where_finite
 from ._multi_head import HeadOutputs
 from ._tree import path_of
 
@@ -109,10 +109,17 @@ def mixture_mean(
     believed = log_weights >= math.log(min_weight)
     believed |= log_weights == log_weights.max()
     log_weights = jnp.where(believed, log_weights, -jnp.inf)
-  values = heads.shared if link is None else jax.vmap(link)(heads.shared)
-  values = one_array(call, values)
-  values = values.astype(loss_dtype(values))
+
+  def evaluate(heads):
+    values = heads.shared if link is None else jax.vmap(link)(heads.shared)
+    values = one_array(call, values)
+    return values.astype(loss_dtype(values))
+
+  values = jax.lax.stop_gradient(evaluate(heads))
   good = jnp.isfinite(values)
+  # Else the derivative of the link, there NaN, would meet a cotangent of zero.
+  heads = trained_where_finite(heads, jnp.ones(heads.num_heads, bool), values)
+  values = evaluate(heads)
   weights = jnp.exp(_renormalised(log_weights, good, values.dtype))
   return (weights * jnp.where(good, values, 0)).sum(axis=0)
 

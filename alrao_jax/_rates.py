@@ -1,22 +1,22 @@
-"""Rates: their distributions, the ladder of the heads, and who reads which entry.
+"""Rates: their distributions, the ladder of the heads, the draws of the units.
 
-Every unit of a network owns one *quantile* ``u`` in ``[0, 1)``, every head its own in
-``[0, 1]``; a distribution of rates is its quantile function. All quantiles of a network
-stand in one vector: the heads' ladder, then the groups of units in the order of names.
+Every unit of a network has one *quantile* ``u`` in ``[0, 1)``, every head its own in
+``[0, 1]``; a distribution of rates is its quantile function. The state holds two
+vectors: the heads' ladder, and the quantiles of all units.
 """
 
 import functools
-from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from . import _checks, _tree, _unit_map, _units
-from ._tree import find_state, replace_state, state_dtype
-from ._unit_map import Layout, _stable_hash
+from . import _checks
+from ._tree import find_state, flatten_with_paths, replace_state, state_dtype
+from ._unit_map import UnitMap, stable_hash, unit_map
+from ._units import UnitOptions, check_options
 
 
 class LogUniform(NamedTuple):
@@ -31,7 +31,7 @@ class LogUniform(NamedTuple):
   max_learning_rate: Any
 
   def quantile(self, u: jax.Array) -> jax.Array:
-    """The rate below which a share ``u`` of the rates lies."""
+    """The rate that a share ``u`` of the rates is below."""
     lo, hi = self.min_learning_rate, self.max_learning_rate
     # With equal bounds this is lo to the last bit; in two halves, since hi / lo may
     # overflow where neither bound does.
@@ -112,7 +112,7 @@ def bernoulli(rate: float, p: float) -> Bernoulli:
     The distribution, for ``distribution=`` of :func:`scale_by_unit_rates`.
 
   Raises:
-    ValueError: If ``rate`` is not positive or ``p`` lies outside ``[0, 1]``.
+    ValueError: If ``rate`` is not positive or ``p`` is outside ``[0, 1]``.
 
   Example:
     >>> import alrao_jax as alrao, jax.numpy as jnp
@@ -128,38 +128,48 @@ def bernoulli(rate: float, p: float) -> Bernoulli:
   return Bernoulli(rate, p)
 
 
-def draw_quantiles(
-  key: jax.Array, layout: Layout, dtype: Any, single_head_quantile: Any = 0.5
-) -> jax.Array:
-  """Draws the vector of quantiles: the ladder of the heads, then every unit's own.
+def ladder_quantiles(num_heads: int, dtype: Any, single: Any = 0.5) -> jax.Array:
+  """The quantiles of the heads: evenly spaced, 0 for the slowest and 1 for the fastest.
+
+  Args:
+    num_heads: Number of heads; 0 for a vector with one entry that nobody reads.
+    dtype: Of the result.
+    single: The quantile of the one head where there is just one; the papers' formula
+      is 0/0 there.
+
+  Returns:
+    Shape ``(max(num_heads, 1),)``.
+  """
+  if num_heads == 1:
+    return jnp.asarray(single, dtype).reshape(1)
+  return jnp.asarray(np.linspace(0.0, 1.0, max(num_heads, 1)), dtype)
+
+
+def unit_quantiles(key: jax.Array, units: UnitMap, dtype: Any) -> jax.Array:
+  """Draws the quantile of every unit.
 
   A unit's draw depends on ``key``, its group's name and its index in the group, and on
   nothing else: adding, widening or masking a layer leaves all other draws alone.
 
   Args:
     key: A JAX random key of any implementation.
-    layout: What :func:`make_layout` returned.
+    units: The units.
     dtype: Of the result. Draws are made in float32 whatever it is.
-    single_head_quantile: The quantile of the one head where there is just one; the
-      papers' formula for the ladder is 0/0 there.
 
   Returns:
-    Shape ``(layout.size,)``, values in ``[0, 1]``.
+    Shape ``(max(num_units, 1),)``, values in ``[0, 1)``.
   """
-  if layout.num_heads == 1:
-    ladder = jnp.asarray(single_head_quantile, dtype).reshape(1)
-  else:
-    ladder = jnp.asarray(np.linspace(0.0, 1.0, layout.num_heads), dtype)
-  if not layout.names:
-    return ladder
-  return jnp.concatenate([ladder, _draw_units(key, layout).astype(dtype)])
+  if not units.num_units:
+    return jnp.zeros([1], dtype)  # nobody reads it
+  sizes = tuple(where.stop - where.start for where in units.groups.values())
+  return _draw_units(key, tuple(units.groups), sizes).astype(dtype)
 
 
 def threefry_words(key: jax.Array) -> jax.Array:
   """Returns two uint32 words, the data of a threefry key made from a key of any kind.
 
   Other generators draw differently under ``jax.vmap``, which would make the draw of
-  one unit depend on the units beside it.
+  one unit depend on the units next to it.
   """
   words = jax.random.key_data(key)
   made = jax.random.wrap_key_data(words[:2], impl="threefry2x32")
@@ -168,11 +178,11 @@ def threefry_words(key: jax.Array) -> jax.Array:
   return jax.random.key_data(made)
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _draw_units(key, layout):
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _draw_units(key, names, sizes):
   key = jax.random.wrap_key_data(threefry_words(key), impl="threefry2x32")
-  sizes = np.asarray(layout.sizes)
-  hashes = np.asarray([_stable_hash(name) for name in layout.names], np.uint32)
+  sizes = np.asarray(sizes)
+  hashes = np.asarray([stable_hash(name) for name in names], np.uint32)
   starts = (np.cumsum(sizes) - sizes).astype(np.uint32)
   total = int(sizes.sum())
   repeat = functools.partial(
@@ -193,34 +203,30 @@ class ScaleByUnitRatesState(NamedTuple):
   Attributes:
     fingerprint: A uint32 scalar that tells whether parameters are read as they were at
       ``init``.
-    key: With ``redraw=True`` the data of the key for the next draw, two uint32; else
-      ``()``.
-    quantiles: Shape ``(num_heads + num_units,)``, one float for each unit of the
-      whole network: the heads' ladder, then the groups of units by name.
+    ladder: Shape ``(max(num_heads, 1),)``, the quantile of each head, slowest first. A
+      vector without entries has length 1 and holds an unused 0.
+    quantiles: Shape ``(max(num_units, 1),)``, the quantile of each unit of the whole
+      network, the groups of units by name.
     unit_distribution: The distribution of the units' rates, a NamedTuple of scalars
       with the values of the last update.
     head_distribution: The same for the ladder of the heads.
   """
 
   fingerprint: jax.Array
-  key: Any
+  ladder: jax.Array
   quantiles: jax.Array
   unit_distribution: Any
   head_distribution: LogUniform
 
 
+@_checks.refuses_removed
 def scale_by_unit_rates(
   key: jax.Array,
   min_learning_rate: float = 1e-5,
   max_learning_rate: float = 10.0,
   *,
   distribution: Any = None,
-  overrides: tuple = (),
-  heads: str | None = _tree.HEADS_REGEX,
-  strict: bool = False,
-  unit_axis: Literal["last", "first"] = "last",
-  granularity: Literal["per_unit", "per_weight"] = "per_unit",
-  redraw: bool = False,
+  units: UnitOptions = UnitOptions(),
   single_head_learning_rate: float | None = None,
   flip_sign: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
@@ -243,17 +249,8 @@ def scale_by_unit_rates(
     max_learning_rate: At least ``min_learning_rate``; the upper bound.
     distribution: Distribution of the units' rates (not of the heads'), such as
       :func:`bernoulli`; log-uniform over the interval by default.
-    overrides: Pairs ``(pattern, what)`` that correct how units are found; see
-      :func:`unit_specs`.
-    heads: Regular expression for the paths of the heads' parameters, which have the
-      heads on axis 0. ``None``: the model has none.
-    strict: Whether a parameter whose units had to be guessed is an error.
-    unit_axis: Where kernels keep their units: ``"last"`` (Flax, Haiku) or ``"first"``
-      (Equinox).
-    granularity: ``"per_weight"`` gives every single weight its own rate, for studies:
-      the papers' appendix E finds it inferior, and it costs one float a weight.
-    redraw: Whether rates are drawn anew at every step, the papers' control experiment
-      (it amounts to SGD at the mean rate).
+    units: How the units are read: overrides, strictness, and where kernels keep their
+      units. Pass the same to whatever else reads them.
     single_head_learning_rate: The rate of the head where ``num_heads`` is 1, within the
       interval; its geometric middle by default.
     flip_sign: Whether updates are negated, as for gradient descent.
@@ -263,7 +260,8 @@ def scale_by_unit_rates(
     the dtype of the gradients.
 
   Raises:
-    TypeError: If ``key`` is no random key, or at ``init`` for integer parameters.
+    TypeError: If ``key`` is no random key, ``units`` no :class:`UnitOptions`, or at
+      ``init`` for integer parameters.
     ValueError: If not ``0 < min_learning_rate <= max_learning_rate < inf``; at
       ``init`` for overrides that match nothing and layers whose units are ambiguous.
 
@@ -299,119 +297,60 @@ def scale_by_unit_rates(
       "such as alrao_jax.log_uniform(1e-5, 10.0) or alrao_jax.bernoulli(0.1, p=0.5), "
       f"got {distribution!r}."
     )
-  options = _units.UnitOptions(tuple(overrides), heads, strict, unit_axis, granularity)
+  check_options(call, units)
 
   def distributions(dtype):
     interval = LogUniform(min_learning_rate, max_learning_rate)
-    units = interval if distribution is None else distribution
+    law = interval if distribution is None else distribution
     # Copies: a donated state must not hold one buffer twice.
     cast = lambda number: jnp.array(number, dtype)  # noqa: E731
-    return jax.tree.map(cast, units), jax.tree.map(cast, interval)
+    return jax.tree.map(cast, law), jax.tree.map(cast, interval)
 
-  def draw(key, layout, dtype, interval):
+  def init_fn(params):
+    network = unit_map(params, units)
+    dtype = state_dtype(params)
+    law, interval = distributions(dtype)
     middle = 0.5
     if single_head_learning_rate is not None:
       middle = interval.cdf(jnp.asarray(single_head_learning_rate, dtype))
-    return draw_quantiles(key, layout, dtype, middle)
-
-  def init_fn(params):
-    specs = _units.unit_specs(params, options)
-    layout = _unit_map.make_layout(specs)
-    dtype = state_dtype(params)
-    units, interval = distributions(dtype)
     return ScaleByUnitRatesState(
-      fingerprint=jnp.asarray(_unit_map.fingerprint(specs), jnp.uint32),
-      # Copied: the caller's key must outlive a donated state.
-      key=jnp.array(threefry_words(key)) if redraw else (),
-      quantiles=draw(key, layout, dtype, interval),
-      unit_distribution=units,
+      fingerprint=jnp.asarray(network.fingerprint, jnp.uint32),
+      ladder=ladder_quantiles(network.num_heads, dtype, middle),
+      quantiles=unit_quantiles(key, network, dtype),
+      unit_distribution=law,
       head_distribution=interval,
     )
 
   def update_fn(updates, state, params=None, **extra_args):
     del extra_args
     _checks.check_state(call + ".update()", state, ScaleByUnitRatesState)
-    specs = _units.unit_specs(updates if params is None else params, options)
-    layout = _unit_map.make_layout(specs)
-    check_layout(call, state, layout, specs)
+    network = unit_map(updates if params is None else params, units)
+    network.check(call, state.fingerprint, state.quantiles, state.ladder)
     dtype = state.quantiles.dtype
-    units, interval = distributions(dtype)
-    state = state._replace(unit_distribution=units, head_distribution=interval)
-    if redraw:
-      old = jax.random.wrap_key_data(state.key, impl="threefry2x32")
-      new, now = jax.random.split(old)
-      # The ladder of the heads stays: it is not drawn, and may be a collapsed one.
-      ladder = state.quantiles[: layout.num_heads]
-      drawn = draw(now, layout, dtype, interval)[layout.num_heads :]
-      state = state._replace(
-        key=jax.random.key_data(new), quantiles=jnp.concatenate([ladder, drawn])
-      )
-    ladder, units = _rates_of_parts(state, layout)
-    # Apart: where devices hold a head each, XLA splits the ladder over them, and would
-    # split whatever vector it is a slice of, hence the body's updates, as well.
-    units = jnp.concatenate([jnp.zeros_like(ladder), units])
+    law, interval = distributions(dtype)
+    state = state._replace(unit_distribution=law, head_distribution=interval)
+    rates = rates_of(state)
     if flip_sign:
-      ladder, units = -ladder, -units
-
-    def scale(path, update):
-      spec = specs.get(_tree.path_of(path))
-      if spec is None or spec.shape != update.shape:
-        raise ValueError(
-          f"{call}.update() needs updates like the parameters, got "
-          f"{_tree.path_of(path)!r} of shape {update.shape}."
-        )
-      if spec.kind == "frozen":
-        return jnp.zeros_like(update)
-      vector = ladder if spec.kind == "head" else units
-      rates = _unit_map.rates_of_leaf(spec, vector, layout)
-      # Half precision would round the rates: multiply in float32, round once.
-      wide = update.dtype if update.dtype.itemsize >= 4 else jnp.float32
-      return (update.astype(wide) * rates.astype(wide)).astype(update.dtype)
-
-    return jax.tree_util.tree_map_with_path(scale, updates), state
+      rates = [-rate for rate in rates]
+    return network.scale(updates, *rates), state
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def rate_vector(state: ScaleByUnitRatesState, layout: _unit_map.Layout) -> jax.Array:
-  """The rates of all heads and units, shape ``(layout.size,)``."""
-  return jnp.concatenate(_rates_of_parts(state, layout))
-
-
-def _rates_of_parts(
-  state: ScaleByUnitRatesState, layout: _unit_map.Layout
-) -> tuple[jax.Array, jax.Array]:
-  """The rates of the heads, and those of the units."""
+def rates_of(state: ScaleByUnitRatesState) -> tuple[jax.Array, jax.Array]:
+  """The rates of the units, and those of the heads: two vectors."""
 
   def read(distribution, quantiles):
     return jnp.broadcast_to(distribution.quantile(quantiles), quantiles.shape)
 
-  ladder = read(state.head_distribution, state.quantiles[: layout.num_heads])
-  units = read(state.unit_distribution, state.quantiles[layout.num_heads :])
-  return ladder, units
+  units = read(state.unit_distribution, state.quantiles)
+  return units, read(state.head_distribution, state.ladder)
 
 
-def check_layout(
-  call: str,
-  state: ScaleByUnitRatesState,
-  layout: _unit_map.Layout,
-  specs: Mapping[str, _units.UnitSpec],
-) -> None:
-  """Refuses parameters that are not those, or not read as those, of the state."""
-  same = state.quantiles.shape == (layout.size,)
-  if same and _checks.is_concrete(state.fingerprint):
-    same = int(state.fingerprint) == _unit_map.fingerprint(specs)
-  if not same:
-    raise ValueError(
-      f"{call} got a state with {state.quantiles.size} rates, made for other "
-      f"parameters than these with {layout.size} units. Call init with these "
-      "parameters, or pass those of init, with the same overrides=, heads=, "
-      "unit_axis= and granularity= (for optax.masked and optax.partition: the part's "
-      "own state with the part's own parameters)."
-    )
-
-
-def unit_rates(opt_state: Any, params: Any, **options: Any) -> Any:
+@_checks.refuses_removed
+def unit_rates(
+  opt_state: Any, params: Any, *, units: UnitOptions = UnitOptions()
+) -> Any:
   """Returns the learning rate of every parameter entry, to look at.
 
   Args:
@@ -419,8 +358,7 @@ def unit_rates(opt_state: Any, params: Any, **options: Any) -> Any:
       within any chain or wrapper. Where a mask or a partition gives it a part of the
       parameters only, pass that part's state.
     params: The parameters that it was initialised with, or a tree of their shapes.
-    **options: ``overrides``, ``heads``, ``unit_axis`` and ``granularity`` as they were
-      given to the optimizer.
+    units: How the units are read, as given to the optimizer.
 
   Returns:
     A tree like ``params``, each leaf of its parameter's shape. A schedule that
@@ -440,23 +378,32 @@ def unit_rates(opt_state: Any, params: Any, **options: Any) -> Any:
     >>> print(alrao.unit_rates(opt_state, params)["dense"]["bias"])
     [0.1 0.1]
   """
-  _checks.check_tree("unit_rates()", params)
-  state = find_rates(opt_state)
-  specs = _units.unit_specs(params, _units.UnitOptions(**options))
-  layout = _unit_map.make_layout(specs)
-  check_layout("unit_rates()", state, layout, specs)
-  vector = rate_vector(state, layout)
-
-  def read(path, leaf):
-    spec = specs[_tree.path_of(path)]
-    if spec.kind == "frozen":
-      return jnp.zeros(leaf.shape, vector.dtype)
-    return jnp.broadcast_to(_unit_map.rates_of_leaf(spec, vector, layout), leaf.shape)
-
-  return jax.tree_util.tree_map_with_path(read, params)
+  state, network = _read("unit_rates()", opt_state, params, units)
+  return _as_tree(state, network, params)
 
 
-def with_unit_rates(opt_state: Any, params: Any, rates: Any, **options: Any) -> Any:
+def _read(
+  call: str, opt_state: Any, params: Any, units: UnitOptions
+) -> tuple[ScaleByUnitRatesState, UnitMap]:
+  """The state with the rates, and the units that it was made for."""
+  check_options(call, units)
+  _checks.check_tree(call, params)
+  state, network = find_rates(opt_state, call), unit_map(params, units)
+  network.check(call, state.fingerprint, state.quantiles, state.ladder)
+  return state, network
+
+
+def _as_tree(state: ScaleByUnitRatesState, units: UnitMap, params: Any) -> Any:
+  """The rates of every parameter's entries."""
+  dtype = state.quantiles.dtype
+  ones = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, dtype), params)
+  return units.scale(ones, *rates_of(state))
+
+
+@_checks.refuses_removed
+def with_unit_rates(
+  opt_state: Any, params: Any, rates: Any, *, units: UnitOptions = UnitOptions()
+) -> Any:
   """Returns ``opt_state`` with the given learning rates in place of the drawn ones.
 
   Args:
@@ -464,9 +411,9 @@ def with_unit_rates(opt_state: Any, params: Any, rates: Any, **options: Any) -> 
     params: As for :func:`unit_rates`.
     rates: A tree like ``params``, each leaf of its parameter's shape, as
       :func:`unit_rates` returns; the entries of a unit must be equal. Log-uniform rates
-      may lie outside their interval. (With ``redraw`` the next update draws others, and
-      one with another interval than the last update's scales them to it.)
-    **options: As for :func:`unit_rates`.
+      may be outside their interval. (An update with another interval than the last
+      one's scales them to it.)
+    units: As for :func:`unit_rates`.
 
   Returns:
     A new state; nothing but its quantiles differs.
@@ -484,33 +431,31 @@ def with_unit_rates(opt_state: Any, params: Any, rates: Any, **options: Any) -> 
     >>> opt_state = alrao.with_unit_rates(opt_state, params, halved)
   """
   call = "with_unit_rates()"
-  _checks.check_tree(call, params)
-  state = find_rates(opt_state, call)
-  specs = _units.unit_specs(params, _units.UnitOptions(**options))
-  layout = _unit_map.make_layout(specs)
-  check_layout(call, state, layout, specs)
+  state, network = _read(call, opt_state, params, units)
   if not hasattr(state.unit_distribution, "cdf"):
     raise TypeError(
       f"{call} needs the inverse of the rates' distribution: give "
       f"{type(state.unit_distribution).__name__} a method cdf(rate)."
     )
-  values = dict(_tree.flatten_with_paths(rates)[0])
-  vector = state.quantiles
-  for path, spec in specs.items():
+  values = dict(flatten_with_paths(rates)[0])
+  for path, spec in network.specs.items():
     if path not in values or values[path].shape != spec.shape:
       raise ValueError(
         f"{call} needs rates of shape {spec.shape} for {path!r}, got "
         f"{values[path].shape if path in values else 'none'}."
       )
-    if spec.kind != "frozen":
-      is_head = spec.kind == "head"
-      law = state.head_distribution if is_head else state.unit_distribution
-      quantiles = law.cdf(jnp.asarray(values[path], vector.dtype))
-      vector = _unit_map.write_leaf(spec, quantiles, vector, layout)
-  written = rate_vector(state._replace(quantiles=vector), layout)
-  _check_written(call, specs, values, written, layout)
+  of_units, of_heads = network.gather(rates, state.quantiles.dtype)
+  new = state
+  if network.num_units:
+    new = new._replace(quantiles=state.unit_distribution.cdf(of_units))
+  if any(spec.kind == "head" for spec in network.specs.values()):  # and not all frozen
+    new = new._replace(ladder=state.head_distribution.cdf(of_heads))
+  held = dict(flatten_with_paths(_as_tree(new, network, params))[0])
+  _check_written(call, network, values, held)
   return replace_state(
-    opt_state, ScaleByUnitRatesState, lambda old: old._replace(quantiles=vector)
+    opt_state,
+    ScaleByUnitRatesState,
+    lambda old: old._replace(ladder=new.ladder, quantiles=new.quantiles),
   )
 
 
@@ -519,13 +464,12 @@ def find_rates(opt_state: Any, call: str = "unit_rates()") -> ScaleByUnitRatesSt
   return find_state(opt_state, ScaleByUnitRatesState, "scale_by_unit_rates", call)
 
 
-def _check_written(call, specs, values, vector, layout):
+def _check_written(call, units, wanted, held):
   """Refuses rates that the state can't hold: they would be silently others."""
-  for path, spec in specs.items():
-    if spec.kind == "frozen" or not _checks.is_concrete(values[path]):
+  for path, spec in units.specs.items():
+    if spec.kind == "frozen" or not _checks.is_concrete(wanted[path]):
       continue
-    held = _unit_map.rates_of_leaf(spec, vector, layout)
-    if not np.allclose(np.asarray(held), np.asarray(values[path]), rtol=1e-4, atol=0):
+    if not np.allclose(np.asarray(held[path]), wanted[path], rtol=1e-4, atol=0):
       raise ValueError(
         f"{call} can't give {path!r} these rates: entries of one unit must be equal, "
         "also across the parameters that share it, and rates must be ones that the "

@@ -1,24 +1,25 @@
 """Is it working? Numbers for a logger, and a report as data, table and picture."""
 
 import dataclasses
+import functools
 import math
 import os
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from . import _checks, _tree, _unit_map, _units
-from ._averaging import SwitchState
+from . import _checks, _tree
+from ._alrao import DropDivergedState
 from ._checks import optional
-from ._guard import GuardUnitsState
-from ._heads import TrackHeadsState, check_one_seed, log_weights, posteriors
-from ._rates import ScaleByUnitRatesState, check_layout, rate_vector
-from ._tree import HEADS_REGEX, find_state, find_states
-from ._unit_map import unit_norms
-from ._units import UnitOptions, columns
+from ._guard import GuardUnitsState, SkipBrokenBatchesState
+from ._heads import check_one_seed, log_weights, posteriors, tracked_heads
+from ._rates import ScaleByUnitRatesState, rates_of
+from ._tree import find_state, find_states
+from ._unit_map import UnitMap, unit_map
+from ._units import UnitOptions, check_options, columns
 
 
 class Motion(NamedTuple):
@@ -26,20 +27,13 @@ class Motion(NamedTuple):
 
   Attributes:
     steps: Norm of each unit's update, shape ``(num_units,)``.
-    alive: Whether the unit moves, bool, shape ``(num_units,)``.
-    heads_alive: Whether the head moves, bool, shape ``(num_heads,)``.
+    moving: Whether the unit moves, bool, shape ``(num_units,)``.
+    heads_moving: Whether the head moves, bool, shape ``(num_heads,)``.
   """
 
   steps: jax.Array
-  alive: jax.Array
-  heads_alive: jax.Array
-
-
-def head_rates(state: ScaleByUnitRatesState, num_heads: int) -> jax.Array:
-  """The rates of the heads, shape ``(num_heads,)``."""
-  return jnp.broadcast_to(
-    state.head_distribution.quantile(state.quantiles[:num_heads]), (num_heads,)
-  )
+  moving: jax.Array
+  heads_moving: jax.Array
 
 
 def read_trips(opt_state: Any) -> jax.Array | None:
@@ -48,42 +42,56 @@ def read_trips(opt_state: Any) -> jax.Array | None:
   return jnp.concatenate([state.trips for state in guards]) if guards else None
 
 
+def read_counts(opt_state: Any) -> dict[str, jax.Array]:
+  """In how many steps something went wrong, by what; only what is counted."""
+  counts = {}
+  for kind, names in (
+    (DropDivergedState, ("nonfinite_body_steps", "nonfinite_head_steps")),
+    (SkipBrokenBatchesState, ("skipped_steps",)),
+  ):
+    if states := find_states(opt_state, kind):
+      for name in names:
+        # The first of several sees what the others get cleaned: it counts most.
+        each = [jnp.max(getattr(state, name)) for state in states]
+        counts[name] = functools.reduce(jnp.maximum, each)
+  return counts
+
+
 def read_guarded(
-  opt_state: Any, params: Any, options: _units.UnitOptions
+  opt_state: Any, params: Any, options: UnitOptions
 ) -> np.ndarray | None:
   """Which units a guard stopped, None without one for just these units."""
-  specs = _units.unit_specs(params, options)
-  body = {path: spec for path, spec in specs.items() if spec.kind != "head"}
+  units = unit_map(params, options)
   for state in find_states(opt_state, GuardUnitsState):
-    if int(state.fingerprint) == _unit_map.fingerprint(body):
-      return np.asarray(state.trips) > 0
+    if int(state.fingerprint) == units.body.fingerprint:
+      return np.asarray(state.trips)[: units.num_units] > 0
   return None
 
 
 def read_rates(
-  call: str, opt_state: Any, params: Any, options: _units.UnitOptions
+  call: str, opt_state: Any, params: Any, options: UnitOptions
 ) -> tuple[jax.Array, jax.Array]:
   """The rates of the heads and of the units as drawn, two vectors.
 
   Raises:
     ValueError: The state is of other parameters.
   """
-  state, _, layout = _read(call, opt_state, params, options)
-  vector = rate_vector(state, layout)
-  return vector[: layout.num_heads], vector[layout.num_heads :]
+  state, units = _read(call, opt_state, params, options)
+  of_units, of_heads = rates_of(state)
+  return of_heads[: units.num_heads], of_units[: units.num_units]
 
 
 def read_motion(
-  call: str, opt_state: Any, params: Any, updates: Any, options: _units.UnitOptions
+  call: str, opt_state: Any, params: Any, updates: Any, options: UnitOptions
 ) -> Motion:
   """Reads how ``updates`` move the units.
 
   Raises:
     ValueError: The state or ``updates`` are of other parameters.
   """
-  state, specs, layout = _read(call, opt_state, params, options)
+  state, units = _read(call, opt_state, params, options)
   shapes = {path: leaf.shape for path, leaf in _tree.flatten_with_paths(updates)[0]}
-  for path, spec in specs.items():
+  for path, spec in units.specs.items():
     if shapes.get(path) != spec.shape:
       raise ValueError(
         f"{call[:-1]}updates=...) must be like params, with shape {spec.shape} for "
@@ -91,17 +99,21 @@ def read_motion(
         "optimizer.update returned, or the difference of two params."
       )
   dtype = state.quantiles.dtype
-  steps = unit_norms(specs, layout, updates, dtype)
-  weights = unit_norms(specs, layout, params, dtype)
+  lengths, weights = units.norms(updates, dtype), units.norms(params, dtype)
   # A smaller step is lost when it is added to the weights.
-  precision = jnp.asarray(_precision(specs, layout, params), dtype)
-  alive = jnp.isfinite(steps) & (steps > precision * weights)
-  heads = layout.num_heads
-  return Motion(steps[heads:], alive[heads:], alive[:heads])
+  moving = [
+    jnp.isfinite(length) & (length > jnp.asarray(precision, dtype) * weight)
+    for length, weight, precision in zip(
+      lengths, weights, _precision(units, params), strict=True
+    )
+  ]
+  body, heads = units.num_units, units.num_heads
+  return Motion(lengths[0][:body], moving[0][:body], moving[1][:heads])
 
 
 def _read(call, opt_state, params, options):
-  """The state with the rates, and the units and the layout that it was made for."""
+  """The state with the rates, and the units that it was made for."""
+  check_options(call, options)
   if len(found := find_states(opt_state, ScaleByUnitRatesState)) > 1:
     raise ValueError(
       f"{call} needs one scale_by_unit_rates, got {len(found)}. Pass the part of one: "
@@ -110,36 +122,32 @@ def _read(call, opt_state, params, options):
     )
   _checks.check_tree(call, params)
   state = find_state(opt_state, ScaleByUnitRatesState, "scale_by_unit_rates", call)
-  check_one_seed(call, state.quantiles, "num_heads + num_units")
-  specs = _units.unit_specs(params, options)
-  layout = _unit_map.make_layout(specs)
-  check_layout(call, state, layout, specs)
-  return state, specs, layout
+  check_one_seed(call, state.quantiles, "num_units")
+  units = unit_map(params, options)
+  units.check(call, state.fingerprint, state.quantiles, state.ladder)
+  return state, units
 
 
-def _precision(specs, layout, params) -> np.ndarray:
-  """The relative precision of each unit's weights, shape ``(layout.size,)``."""
+def _precision(units: UnitMap, params) -> tuple[np.ndarray, np.ndarray]:
+  """The relative precision of the weights of each unit, and of the heads."""
   leaves = dict(_tree.flatten_with_paths(params)[0])
-  heads, groups = 0.0, dict.fromkeys(layout.names, 0.0)
-  for path, spec in specs.items():
+  of_units = np.zeros(max(units.num_units, 1))
+  of_heads = np.zeros(max(units.num_heads, 1))
+  for path, spec in units.specs.items():
     precision = float(jnp.finfo(leaves[path].dtype).eps)
-    if spec.kind == "head":
-      heads = max(heads, precision)
-    elif spec.kind != "frozen":
-      groups[spec.group] = max(groups[spec.group], precision)
-  values = [heads, *groups.values()]
-  return np.repeat(values, [layout.num_heads, *layout.sizes])
+    if spec.kind != "frozen":
+      read = of_heads if spec.kind == "head" else of_units[units.groups[spec.group]]
+      np.maximum(read, precision, out=read)  # a view of the vector
+  return of_units, of_heads
 
 
+@_checks.refuses_removed
 def scalars(
   opt_state: Any,
   params: Any = None,
   updates: Any = None,
   *,
-  overrides: tuple = (),
-  heads: str | None = HEADS_REGEX,
-  unit_axis: Literal["last", "first"] = "last",
-  granularity: Literal["per_unit", "per_weight"] = "per_unit",
+  units: UnitOptions = UnitOptions(),
 ) -> dict[str, jax.Array]:
   r"""Returns the numbers that tell whether Alrao is working, to be logged each step.
 
@@ -155,29 +163,38 @@ def scalars(
   ``alrao/log10_rate``           Posterior mean of the decimal logarithms of the
                                  heads' rates; only where ``opt_state`` holds one
                                  :func:`scale_by_unit_rates`, the heads'.
-  ``alrao/heads_alive``          Number of heads that this update moves. Needs
-                                 ``updates``, like the next two.
-  ``alrao/heads_dead``           Number of heads that it does not.
-  ``alrao/units_alive``          Share of the units that it moves.
+  ``alrao/heads_diverged``       Number of heads that the last report said to have
+                                 diverged.
+  ``alrao/all_heads_diverged     In how many steps all had: the network learns nothing
+  _steps``                       in them.
+  ``alrao/heads_moving``         Number of heads that this update moves. Needs
+                                 ``updates``, like the next.
+  ``alrao/units_moving``         Share of the units that it moves.
+  ``alrao/nonfinite_body         In how many steps the gradient of the body held NaN or
+  _steps``                       infinities; only with a :func:`drop_diverged`.
+  ``alrao/nonfinite_head         The same of the heads' gradients.
+  _steps``
   ``alrao/units_guarded``        Share of the units that it guards which a
                                  :func:`guard_units` stopped at least once; only with
                                  one.
   ``alrao/guard_trips``          How often it stopped any of them, in all.
+  ``alrao/skipped_steps``        How many steps a :func:`skip_broken_batches` left out;
+                                 only with one.
   =============================  ====================================================
 
-  A unit, or a head, is *alive* in a step whose update of it is finite and longer than
-  its weights' norm times their dtype's relative precision (1.2e-7 for float32): what is
-  shorter gets lost when it is added.
+  A unit, or a head, *moves* in a step whose update of it is finite and longer than its
+  weights' norm times their dtype's relative precision (1.2e-7 for float32): what is
+  shorter gets lost when it is added. Else it stands.
 
   **Is it working?** Yes, if ``effective_heads`` falls to a few, and ``log10_rate``
   comes to rest inside the interval. At an end of the interval, the interval wants to be
-  moved that way. A few dead heads at the fast end are what the method expects; all of
-  them dead, or a falling ``units_alive``, are not: a unit too fast has made the network
-  overflow, or a layer has died. See ``alrao(guard=...)``, or lower
-  ``max_learning_rate``. Many units of a network with ReLU are silent on some batches,
-  and slow units are lost to half precision. Under :class:`optax.MultiSteps` all updates
-  but each k-th are zero, and all heads and units dead in them: look only at steps where
-  ``optimizer.has_updated(opt_state)``.
+  moved that way. A few diverged heads at the fast end are what the method expects. A
+  growing ``all_heads_diverged_steps`` or a falling ``units_moving`` is not: a unit too
+  fast has made the network overflow, or a layer has died. Write
+  ``guard=alrao.guard()``, or lower ``max_learning_rate``. Many units of a network with
+  ReLU are silent on some batches, and slow units are lost to half precision. Under
+  :class:`optax.MultiSteps` all updates but each k-th are zero, and nothing moves in
+  them: look only at steps where ``optimizer.has_updated(opt_state)``.
 
   **Parts.** Where a mask or a partition gives :func:`scale_by_unit_rates` a part of the
   parameters only, pass the part of all three. With ``optax.chain(optax.partition({"b":
@@ -194,14 +211,11 @@ def scalars(
       :func:`scale_by_unit_rates`.
     params: The parameters; needed with ``updates`` only, like all that follow.
     updates: What ``optimizer.update`` returned, a tree like ``params``.
-    overrides: As given to the optimizer.
-    heads: As given to the optimizer.
-    unit_axis: As given to the optimizer.
-    granularity: As given to the optimizer.
+    units: How the units are read, as given to the optimizer.
 
   Returns:
-    Scalars by name. With ``names``, names of layers, the posteriors' keys begin with
-    ``alrao/<name>/`` instead.
+    Scalars by name. With several MultiHeads, the posteriors' keys begin with
+    ``alrao/<path of the MultiHead>/`` instead.
 
   Raises:
     ValueError: If ``opt_state`` holds no such state, several posteriors, or one for
@@ -214,10 +228,11 @@ def scalars(
     >>> opt_state = alrao.alrao(jax.random.key(0)).init(params)
     >>> print({name: round(float(x), 2) for name, x in scalars(opt_state).items()})
     {'alrao/head_0/weight': 0.5, 'alrao/head_1/weight': 0.5,
-     'alrao/effective_heads': 2.0, 'alrao/log10_rate': -2.0}
+     'alrao/effective_heads': 2.0, 'alrao/log10_rate': -2.0, ...}
   """
   found = {}
   layers = posteriors("scalars()", opt_state)
+  tracked = tracked_heads(opt_state)
   rates = find_states(opt_state, ScaleByUnitRatesState)
   if not layers and not rates:
     kind = ScaleByUnitRatesState  # none there: an error
@@ -228,22 +243,24 @@ def scalars(
     for head, weight in enumerate(weights):
       found[f"{prefix}head_{head}/weight"] = weight
     found[f"{prefix}effective_heads"] = effective_heads(each)
-    if len(rates) == 1:
-      log10_rates = jnp.log10(head_rates(rates[0], len(weights))).astype(weights.dtype)
+    if len(rates) == 1 and rates[0].ladder.shape == weights.shape:
+      log10_rates = jnp.log10(rates_of(rates[0])[1]).astype(weights.dtype)
       found[f"{prefix}log10_rate"] = jnp.sum(weights * log10_rates)
+    found[f"{prefix}heads_diverged"] = jnp.sum(tracked[name].diverged)
+    found[f"{prefix}all_heads_diverged_steps"] = tracked[name].all_diverged_steps
   if updates is not None:
     if params is None:
       raise ValueError(
         "scalars(updates=...) needs params, to compare updates with: write "
         "scalars(opt_state, params, updates)."
       )
-    options = UnitOptions(tuple(overrides), heads, False, unit_axis, granularity)
-    motion = read_motion("scalars()", opt_state, params, updates, options)
-    if motion.heads_alive.size:
-      found["alrao/heads_alive"] = jnp.sum(motion.heads_alive)
-      found["alrao/heads_dead"] = jnp.sum(~motion.heads_alive)
-    if motion.alive.size:
-      found["alrao/units_alive"] = _share(motion.alive)
+    motion = read_motion("scalars()", opt_state, params, updates, units)
+    if motion.heads_moving.size:
+      found["alrao/heads_moving"] = jnp.sum(motion.heads_moving)
+    if motion.moving.size:
+      found["alrao/units_moving"] = _share(motion.moving)
+  for name, count in read_counts(opt_state).items():
+    found[f"alrao/{name}"] = count
   trips = read_trips(opt_state)
   if trips is not None:
     found["alrao/units_guarded"] = _share(trips > 0)
@@ -269,12 +286,14 @@ class HeadReport:
     rate: Its learning rate.
     weight: Its posterior weight; those of all heads sum to 1. (The heads' cumulative
       log-likelihoods are not part of the optimizer's state.)
-    alive: Whether the updates move it; None without updates.
+    healthy: Whether its last reported log-likelihood did not say that it has diverged.
+    moving: Whether the updates move it; None without updates.
   """
 
   rate: float
   weight: float
-  alive: bool | None
+  healthy: bool
+  moving: bool | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -285,7 +304,7 @@ class DecadeReport:
     low: The lower end, a power of ten; 0 for units with rate 0.
     high: The upper end; 0 for units with rate 0.
     units: Number of units.
-    alive: Number of units that the updates move; None without updates.
+    moving: Number of units that the updates move; None without updates.
     share_of_squared_update: Their share of the squared norm of all units' updates,
       heads left out; None without updates, NaN if these are not finite.
     guarded: Number of units that the guard stopped at least once; None without one, or
@@ -295,7 +314,7 @@ class DecadeReport:
   low: float
   high: float
   units: int
-  alive: int | None
+  moving: int | None
   share_of_squared_update: float | None
   guarded: int | None
 
@@ -316,6 +335,12 @@ class Report:
       None without heads.
     observations: Number of mini-batches that the posterior has seen; None where its
       averaging keeps no count.
+    all_heads_diverged_steps: In how many steps all heads had diverged; None without
+      heads.
+    nonfinite_body_steps: In how many steps the body's gradient held NaN or infinities;
+      None without a :func:`drop_diverged`.
+    nonfinite_head_steps: The same of the heads' gradients.
+    skipped_steps: How many steps a :func:`skip_broken_batches` left out; None without.
   """
 
   heads: tuple[HeadReport, ...]
@@ -323,6 +348,10 @@ class Report:
   learning_rate: float | None
   effective_heads: float | None
   observations: int | None
+  all_heads_diverged_steps: int | None
+  nonfinite_body_steps: int | None
+  nonfinite_head_steps: int | None
+  skipped_steps: int | None
 
   @property
   def units(self) -> int:
@@ -330,9 +359,9 @@ class Report:
     return sum(decade.units for decade in self.decades)
 
   @property
-  def units_alive(self) -> int | None:
+  def units_moving(self) -> int | None:
     """Number of units that the updates move, None without updates."""
-    return _total(decade.alive for decade in self.decades)
+    return _total(decade.moving for decade in self.decades)
 
   @property
   def units_guarded(self) -> int | None:
@@ -340,9 +369,14 @@ class Report:
     return _total(decade.guarded for decade in self.decades)
 
   @property
-  def dead_heads(self) -> int | None:
-    """Number of heads that the updates do not move, None without updates."""
-    return _total(None if h.alive is None else int(not h.alive) for h in self.heads)
+  def heads_diverged(self) -> int | None:
+    """Number of heads that have diverged, None without heads."""
+    return _total(int(not head.healthy) for head in self.heads)
+
+  @property
+  def heads_moving(self) -> int | None:
+    """Number of heads that the updates move, None without heads or updates."""
+    return _total(None if h.moving is None else int(h.moving) for h in self.heads)
 
   def __str__(self) -> str:
     return text(self)
@@ -370,16 +404,14 @@ class Report:
     plot(self, path)
 
 
+@_checks.refuses_removed
 def report(
   opt_state: Any,
   params: Any,
   updates: Any = None,
   *,
   name: str | None = None,
-  overrides: tuple = (),
-  heads: str | None = HEADS_REGEX,
-  unit_axis: Literal["last", "first"] = "last",
-  granularity: Literal["per_unit", "per_weight"] = "per_unit",
+  units: UnitOptions = UnitOptions(),
 ) -> Report:
   r"""Reports which rates live and which head wins.
 
@@ -388,15 +420,18 @@ def report(
   heads' rates were compared on the output layer alone, above a body that has all rates
   at once. Take it for the middle of a search, not for its end.
 
-  **The units**, by the decade of their rates: how many there are, how many are alive,
-  and how much of the update is theirs. A unit, or a head, is *alive* if the update of
-  it is finite and longer than its weights' norm times their dtype's relative precision:
-  what is shorter gets lost when it is added. One step's ``updates`` show one step, in
-  which a unit with ReLU may be silent by chance, and a head is dead where its loss was
-  not finite. To see who has moved at all, pass what a whole epoch has changed:
-  ``jax.tree.map(jnp.subtract, params, params_before)``.
+  **The units**, by the decade of their rates: how many there are, how many move, and
+  how much of the update is theirs. A unit, or a head, *moves* if the update of it is
+  finite and longer than its weights' norm times their dtype's relative precision: what
+  is shorter gets lost when it is added. One step's ``updates`` show one step, in which
+  a unit with ReLU may be silent by chance, and a diverged head stands. To see who has
+  moved at all, pass what a whole epoch has changed: ``jax.tree.map(jnp.subtract,
+  params, params_before)``.
 
-  Whether it works is said under :func:`scalars`. If the fastest decades are dead or
+  **What went wrong**: in how many steps gradients were not finite, all heads had
+  diverged, or a broken batch was skipped.
+
+  Whether it works is said under :func:`scalars`. If the fastest decades stand or are
   guarded, the interval reaches further than this network bears.
 
   Args:
@@ -406,12 +441,9 @@ def report(
       for :func:`scalars`.
     params: The parameters.
     updates: A tree like ``params``, what ``optimizer.update`` returned or a difference
-      of parameters; without it nothing is said about who is alive.
-    name: Which heads, where the optimizer was given ``names``.
-    overrides: As given to the optimizer.
-    heads: As given to the optimizer.
-    unit_axis: As given to the optimizer.
-    granularity: As given to the optimizer.
+      of parameters; without it nothing is said about who moves.
+    name: Which heads, where the model has several MultiHeads; see :func:`log_weights`.
+    units: How the units are read, as given to the optimizer.
 
   Returns:
     The :class:`Report`.
@@ -437,16 +469,20 @@ def report(
       f"{call} looks at values, which are not known while JAX traces. Call it outside "
       "jit, or write alrao_jax.scalars(...) inside."
     )
-  options = UnitOptions(tuple(overrides), heads, False, unit_axis, granularity)
-  rates = read_rates(call, opt_state, params, options)
+  rates = read_rates(call, opt_state, params, units)
   ladder, rates = (np.asarray(each, np.float64) for each in rates)
   motion = None
   if updates is not None:
-    motion = read_motion(call, opt_state, params, updates, options)
+    motion = read_motion(call, opt_state, params, updates, units)
     motion = jax.device_get(motion)
-  decades = _decades(rates, motion, read_guarded(opt_state, params, options))
+  decades = _decades(rates, motion, read_guarded(opt_state, params, units))
+  counts = {name: int(count) for name, count in read_counts(opt_state).items()}
+  counted = {
+    name: counts.get(name)
+    for name in ("nonfinite_body_steps", "nonfinite_head_steps", "skipped_steps")
+  }
   if not posteriors(call, opt_state):
-    return Report((), decades, None, None, None)
+    return Report((), decades, None, None, None, None, **counted)
 
   log_a = log_weights(opt_state, name)
   weights = np.exp(np.asarray(log_a, np.float64))
@@ -456,33 +492,36 @@ def report(
       f"for {ladder.size} heads among params. Pass the state and the params of that "
       "scale_by_unit_rates that holds the heads' rates."
     )
+  layers = tracked_heads(opt_state)
+  if None not in layers:
+    name = _tree.match_layer("report(name=...)", name, map(str, layers))
+  tracked = layers[name]
   each = tuple(
     HeadReport(
       float(ladder[j]),
       float(weights[j]),
-      None if motion is None else bool(motion.heads_alive[j]),
+      not tracked.diverged[j],
+      None if motion is None else bool(motion.heads_moving[j]),
     )
     for j in range(len(weights))
   )
-  averaging = find_state(opt_state, TrackHeadsState, "track_heads", call).averaging
-  averaging = averaging if name is None else averaging[name]
+  seen = getattr(tracked.averaging, "observations", None)
   return Report(
     each,
     decades,
     learning_rate=float(np.exp(weights @ np.log(ladder) / weights.sum())),
     effective_heads=float(effective_heads(log_a)),
-    # Only switch counts, and begins at 1.
-    observations=(
-      int(averaging.count) - 1 if isinstance(averaging, SwitchState) else None
-    ),
+    observations=None if seen is None else int(seen),
+    all_heads_diverged_steps=int(tracked.all_diverged_steps),
+    **counted,
   )
 
 
 def _decades(rates, motion, guarded) -> tuple[DecadeReport, ...]:
   """Sorts the units by the decades of their rates, empty decades between included."""
-  moving = rates > 0
+  drawn = rates > 0
   # Rates are rounded: 1e-05 in float32 may lie below 1e-05.
-  exponents = np.floor(np.log10(np.where(moving, rates, 1.0)) + 1e-6).astype(int)
+  exponents = np.floor(np.log10(np.where(drawn, rates, 1.0)) + 1e-6).astype(int)
   squares = None if motion is None else np.square(motion.steps.astype(np.float64))
   total = None if squares is None else squares.sum()
 
@@ -495,17 +534,17 @@ def _decades(rates, motion, guarded) -> tuple[DecadeReport, ...]:
       low,
       high,
       int(which.sum()),
-      None if motion is None else int(motion.alive[which].sum()),
+      None if motion is None else int(motion.moving[which].sum()),
       share,
       None if guarded is None else int(guarded[which].sum()),
     )
 
-  found = [] if moving.all() else [decade(0.0, 0.0, ~moving)]
-  if moving.any():
-    first, last = exponents[moving].min(), exponents[moving].max()
+  found = [] if drawn.all() else [decade(0.0, 0.0, ~drawn)]
+  if drawn.any():
+    first, last = exponents[drawn].min(), exponents[drawn].max()
     for k in range(first, last + 1):
       low, high = float(f"1e{k}"), float(f"1e{k + 1}")
-      found.append(decade(low, high, moving & (exponents == k)))
+      found.append(decade(low, high, drawn & (exponents == k)))
   return tuple(found)
 
 
@@ -550,14 +589,15 @@ def table(report: "Report") -> Any:
 
 def _rows(report: "Report") -> tuple[Rows, Rows]:
   """The cells of the tables of heads and of units, a line of names first."""
-  heads = [("rate", "weight", "alive")] + [
-    (f"{h.rate:.2g}", f"{h.weight:.3f}", _cell(h.alive)) for h in report.heads
+  heads = [("rate", "weight", "healthy", "moving")] + [
+    (f"{h.rate:.2g}", f"{h.weight:.3f}", _cell(h.healthy), _cell(h.moving))
+    for h in report.heads
   ]
-  units = [("rates", "units", "alive", "share of squared update", "guarded")] + [
+  units = [("rates", "units", "moving", "share of squared update", "guarded")] + [
     (
       f"{d.low:.0e} to {d.high:.0e}" if d.low else "0",
       str(d.units),
-      _cell(d.alive),
+      _cell(d.moving),
       "-" if d.share_of_squared_update is None else f"{d.share_of_squared_update:.1%}",
       _cell(d.guarded),
     )
@@ -572,15 +612,39 @@ def _summary(report: "Report") -> str:
     seen = "" if report.observations is None else f" after {report.observations} steps"
     lines.append(
       f"{report.effective_heads:.1f} of {len(report.heads)} heads in effect{seen}"
-      + ("." if report.dead_heads is None else f", {report.dead_heads} dead.")
+      + f", {report.heads_diverged} diverged."
     )
     lines.append(f"Suggested learning rate: {report.learning_rate:.2g} (a heuristic).")
   counts = [f"{report.units} units"]
-  if report.units_alive is not None:
-    counts.append(f"{report.units_alive} alive")
+  if report.units_moving is not None:
+    counts.append(f"{report.units_moving} moving")
   if report.units_guarded is not None:
     counts.append(f"{report.units_guarded} guarded")
-  return "\n".join([*lines, ", ".join(counts) + "."])
+  lines.append(", ".join(counts) + ".")
+  if report.nonfinite_body_steps or report.nonfinite_head_steps:
+    lines.append(
+      f"Gradients were not finite in {report.nonfinite_body_steps} steps of the body, "
+      f"{report.nonfinite_head_steps} of the heads."
+    )
+  if report.skipped_steps:
+    lines.append(f"{report.skipped_steps} steps skipped: their batches looked broken.")
+  if report.all_heads_diverged_steps:
+    lines.append(_all_diverged(report))
+  return "\n".join(lines)
+
+
+def _all_diverged(report: "Report") -> str:
+  """What to say of a run whose heads had all diverged for a while."""
+  steps = f"{report.all_heads_diverged_steps} steps"
+  if report.heads_diverged != len(report.heads):
+    return f"All heads had diverged in {steps}."
+  remedy = "lower max_learning_rate"
+  if report.units_guarded is None:
+    remedy = f"write guard=alrao_jax.guard(), or {remedy}"
+  return (
+    f"All heads have diverged, in {steps} so far: nothing is learned any more. Start "
+    f"anew: {remedy}."
+  )
 
 
 def _cell(value: bool | int | None) -> str:
@@ -624,11 +688,16 @@ def _draw_heads(axes: Any, report: "Report") -> None:
     color=BLUE,
     label="posterior",
   )
-  dead = [x for x, h in zip(places, report.heads, strict=True) if h.alive is False]
-  if dead:
-    # Above the axis, where a dead head's bar, of no height, would be.
+  diverged = [x for x, h in zip(places, report.heads, strict=True) if not h.healthy]
+  if diverged:
+    # Above the axis, where a diverged head's bar, of no height, would be.
     axes.plot(
-      dead, [0.02] * len(dead), "x", color="black", markersize=5, label="dead head"
+      diverged,
+      [0.02] * len(diverged),
+      "x",
+      color="black",
+      markersize=5,
+      label="diverged head",
     )
   rate = report.learning_rate or report.heads[0].rate
   axes.axvline(
@@ -645,11 +714,11 @@ def _draw_heads(axes: Any, report: "Report") -> None:
 
 
 def _draw_units(axes: Any, report: "Report") -> None:
-  """Shares of units, of live ones and of the update, by decade."""
+  """Shares of units, of moving ones and of the update, by decade."""
   decades = [decade for decade in report.decades if decade.low > 0]
   places = [math.log10(decade.low) + 0.5 for decade in decades]
   total = max(report.units, 1)
-  knows = bool(decades) and decades[0].alive is not None
+  knows = bool(decades) and decades[0].moving is not None
   left = [x - 0.21 for x in places] if knows else places
   width = 0.4 if knows else 0.8
   axes.bar(
@@ -657,11 +726,11 @@ def _draw_units(axes: Any, report: "Report") -> None:
     [decade.units / total for decade in decades],
     width=width,
     color=GREY,
-    label="units" if not knows else "units, dead",
+    label="units" if not knows else "units, standing",
   )
   if knows:
-    alive = [(decade.alive or 0) / total for decade in decades]
-    axes.bar(left, alive, width=width, color=BLUE, label="units, alive")
+    moving = [(decade.moving or 0) / total for decade in decades]
+    axes.bar(left, moving, width=width, color=BLUE, label="units, moving")
     shares = [decade.share_of_squared_update or 0.0 for decade in decades]
     shares = [share if math.isfinite(share) else 0.0 for share in shares]
     axes.bar(

@@ -1,21 +1,95 @@
 """The rules that read a parameter's units from names and shapes.
 
-A recurrent cell's gates, input and recurrent alike, feed the same hidden units, so the
-whole cell shares one vector of rates (the papers' rule). Nothing in a single parameter
-says so: the names of the cell's children do, together with their shapes. Attention
-projections are known the same way: their kernels have a fixed rank, so their units are
-known without a bias.
+:data:`RULES` is the list, in its order: the first rule that knows a parameter decides
+its units. A rule is one function ``(shapes, path) -> UnitSpec or None``. To teach the
+library a layer, write a function, put it into the list, and add a row to
+``docs/units.md`` and a case to ``tests/unit_cases.py``.
+
+A bias has exactly one entry a unit, so the shape of the bias next to a kernel tells the
+kernel's unit axes. A recurrent cell's gates, input and recurrent alike, feed the same
+hidden units, so the whole cell shares one vector of rates (the papers' rule). Nothing
+in a single parameter says so: the names of the cell's children do, together with their
+shapes. Attention projections are known the same way: their kernels have a fixed rank,
+so their units are known without a bias.
 """
 
+import math
 import operator
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from ._tree import flatten_with_paths, head_name
 
 Shape = tuple[int, ...]
+
+
+class Units(NamedTuple):
+  """A parameter's units, as an override gives them.
+
+  Attributes:
+    axes: The axes that index the units, negative ones counted from the end; ``()``
+      for one rate.
+    group: Parameters of the same group share one vector of rates. None: that of the
+      parameter's layer.
+    tiles: How many times (gates) the units are repeated along the last of ``axes``.
+  """
+
+  axes: tuple[int, ...]
+  group: str | None = None
+  tiles: int = 1
+
+
+@dataclass(frozen=True)
+class UnitSpec:
+  """The units of one parameter.
+
+  Attributes:
+    path: The parameter's path.
+    shape: Its shape.
+    kind: ``"unit"``, ``"per_weight"``, ``"one_rate"``, ``"frozen"`` (never updated, be
+      it a head's or not) or ``"head"`` (the heads' rates are not drawn).
+    axes: The axes that index the units, sorted; ``()`` for one rate.
+    group: Parameters of the same group share one vector of rates; "" for frozen ones
+      and heads, and for a layer at the root of the tree.
+    tiles: How many times the units are repeated along the last of ``axes``.
+    assumed: Whether no rule knew the parameter.
+    rule: The rule that decided, in words.
+    of_heads: Whether axis 0 indexes the heads: of heads that train and of frozen ones.
+    decides: Who decides the shape of a group's units. 2: members of cells and of groups
+      given by name, which must agree. 1: kernels. 0: all that follow, and share among
+      themselves only if they agree.
+  """
+
+  path: str
+  shape: Shape
+  kind: Literal["unit", "per_weight", "one_rate", "frozen", "head"]
+  axes: Shape
+  group: str
+  tiles: int = 1
+  assumed: bool = False
+  rule: str = ""
+  of_heads: bool = False
+  decides: int = 0
+
+  @property
+  def unit_shape(self) -> Shape:
+    """The shape of the units: the parameter's along ``axes``, without tiles."""
+    sizes = [self.shape[axis] for axis in self.axes]
+    return (*sizes[:-1], sizes[-1] // self.tiles) if sizes else ()
+
+  @property
+  def num_units(self) -> int:
+    """The number of units."""
+    return math.prod(self.unit_shape)
+
+
+Override = tuple[str, tuple[int, ...] | Units | str]
+
+
+# --- What the rules ask of a tree
 
 
 KERNELS = ("kernel", "w", "weight")
@@ -74,7 +148,7 @@ def join(*names: str) -> str:
 def first_below(
   shapes: Mapping[str, Shape], node: str, names: Iterable[str]
 ) -> str | None:
-  """The path of the first of the named parameters that lies directly below a node."""
+  """The path of the first of the named parameters directly below a node."""
   return next((p for name in names if (p := join(node, name)) in shapes), None)
 
 
@@ -213,8 +287,8 @@ def weight_norms(
   """Finds the scales of weight normalisation: the layer that each belongs to by path.
 
   A weight norm's scale is a factor of its layer's kernel, so it shares the layer's
-  rates. linen keeps it as ``<layer>/kernel/scale``, nnx as ``scales/<path>`` beside
-  ``layer_instance/<path>``.
+  rates. linen keeps it as ``<layer>/kernel/scale``, nnx as ``scales/<path>`` next
+  to ``layer_instance/<path>``.
   """
   found: dict[str, str] = {}
   for path in shapes:
@@ -237,203 +311,304 @@ _SCALES = ("scale", "gamma", "beta", "offset", *BIASES)
 _EMBEDDING = re.compile(r"embed|(^|_)(cls|tokens?)$|^w[tp]e$|^lora_[ab]$")
 
 
-class Reading(NamedTuple):
-  """What a rule says of a parameter.
-
-  Attributes:
-    axes: The axes that index the units.
-    tiles: How many times the units are repeated along the last of ``axes``.
-    rule: The rule, in words.
-    assumed: Whether no rule knew the parameter.
-  """
-
-  axes: Shape
-  rule: str
-  tiles: int = 1
-  assumed: bool = False
-
-
-class Rules:
-  """The rules, applied to one tree.
+class Shapes(dict[str, Shape]):
+  """The shapes of the body's parameters by path, and what a tree's names tell.
 
   Args:
-    shapes: The shape of every parameter by path.
+    body: The shape of every parameter that belongs to no head, by path.
+    heads: The shapes of the heads' parameters.
     unit_axis: ``"last"`` or ``"first"``.
-    given: The paths of parameters whose units are given by overrides; a bias beside
-      such a kernel is not compared with it.
+    overrides: What the user's overrides say, by path.
+    given: The paths of kernels whose axes are known otherwise, so that the bias next to
+      one is not compared with it. By default those of ``overrides``.
   """
 
   def __init__(
-    self, shapes: Mapping[str, Shape], unit_axis: str, given: Collection[str]
+    self,
+    body: Mapping[str, Shape],
+    heads: Mapping[str, Shape] | None = None,
+    unit_axis: str = "last",
+    overrides: Mapping[str, str | Units] | None = None,
+    given: Collection[str] | None = None,
   ):
-    children = children_of(shapes)
-    self._shapes = shapes
-    self._first = unit_axis == "first"
-    self._given = given
-    self._cells = cell_leaves(shapes, children)
-    self._attention = attention_kernels(shapes, children)
-    self._weight_norms = weight_norms(shapes, children)
+    super().__init__(body)
+    children = children_of(body)
+    self.heads = heads or {}
+    self.units_first = unit_axis == "first"
+    self.overrides = overrides or {}
+    self.given = self.overrides if given is None else given
+    self.cells = cell_leaves(body, children)
+    self.attention = attention_kernels(body, children)
+    self.weight_norms = weight_norms(body, children)
 
-  def group(self, path: str) -> str:
-    """The group that a parameter joins if its units have the group's shape."""
-    if path in self._cells:
-      return self._cells[path].cell
-    if path in self._weight_norms:
-      return self._weight_norms[path]
-    node, _, name = path.rpartition("/")
-    if self._is_embedding(path) or name not in (*KERNELS, *_SCALES):
-      return path
-    return node
-
-  def rank(self, path: str) -> int:
-    """Who decides the shape of a group's units: cells (2), kernels (1), others (0)."""
-    if path in self._cells:
-      return 2
-    is_kernel = path.rpartition("/")[2] in KERNELS and path not in self._weight_norms
-    return 1 if is_kernel else 0
-
-  def read(self, path: str) -> Reading:
-    """Reads the units of a parameter; first match wins."""
-    shape = self._shapes[path]
-    name = path.rpartition("/")[2]
-    every = tuple(range(len(shape)))
-    if path in self._cells:
-      return self._read_cell(path, shape)
-    if path in self._weight_norms:
-      return Reading(every, "weight norm's scale")
-    if self._is_embedding(path):
-      return Reading(every[-1:], "embedding")
-    if name in KERNELS and shape:
-      return self._read_kernel(path, shape)
-    if name in _SCALES:
-      return Reading(self._bias_axes(path, shape), "scale or bias")
-    if len(shape) <= 1:
-      return Reading(every, "scalar" if not shape else "unknown", assumed=bool(shape))
-    return Reading(self._one(shape), "unknown", assumed=True)
-
-  def _one(self, shape: Shape) -> Shape:
+  def one_axis(self, shape: Shape) -> Shape:
     """The one axis that a layout keeps its units on."""
-    return (0,) if self._first else (len(shape) - 1,)
+    return (0,) if self.units_first else (len(shape) - 1,)
 
-  def _is_embedding(self, path: str) -> bool:
-    *nodes, name = path.split("/")
-    if name in KERNELS:
-      # equinox's Embedding is a `weight`, with features last, as nowhere else there.
-      shape, node = self._shapes[path], "/".join(nodes)
-      named = bool(nodes) and re.search(r"embed(ding)?s?(_\d+)?$", nodes[-1])
-      alone = first_below(self._shapes, node, BIASES) is None
-      return self._first and bool(named) and alone and len(shape) == 2
-    return bool(_EMBEDDING.search(name))
 
-  def _read_cell(self, path: str, shape: Shape) -> Reading:
-    axes, cell, hidden = self._cells[path]
-    gates = shape[axes[-1]]
-    if hidden == 0 or gates % hidden:
-      raise ValueError(
-        f"Gates must divide evenly, got {path!r} of shape {shape} in the recurrent "
-        f"cell {cell!r} with {hidden} hidden units: {gates} is no multiple of "
-        f"{hidden}. If it is no such cell, {override_text(path, axes)}."
-      )
-    return Reading(axes, "recurrent cell", tiles=gates // hidden)
+def _split(path: str) -> tuple[str, str]:
+  """A parameter's layer and its own name."""
+  node, _, name = path.rpartition("/")
+  return node, name
 
-  def _read_kernel(self, path: str, shape: Shape) -> Reading:
-    bias = first_below(self._shapes, path.rpartition("/")[0], BIASES)
-    if path in self._attention:
-      axes = self._attention[path]
-      sizes = tuple(shape[axis] for axis in axes)
-      if bias is None or self._shapes[bias] == sizes:
-        return Reading(axes, "attention")
-    if bias is None:
-      return Reading(self._one(shape), "kernel without bias")
-    axes, _, rule = self._fit(path, bias)
-    return Reading(axes, rule)
 
-  def _bias_axes(self, path: str, shape: Shape) -> Shape:
-    """All axes, but for those of length 1 that pad a bias to its kernel's rank."""
-    every = tuple(range(len(shape)))
-    node, _, name = path.rpartition("/")
-    kernel = first_below(self._shapes, node, KERNELS)
-    if name not in BIASES or kernel is None or kernel in self._given:
-      return every
-    if not self._shapes[kernel] or kernel in self._cells or kernel in self._attention:
-      return every
-    return self._fit(kernel, path)[1]
+def _home(shapes: Shapes, path: str) -> tuple[str, int]:
+  """The group of a parameter whose axes are known, and how much it decides there."""
+  if path in shapes.cells:
+    return shapes.cells[path].cell, 2
+  if path in shapes.weight_norms:
+    return shapes.weight_norms[path], 0
+  node, name = _split(path)
+  if _is_embedding(shapes, path) or name not in (*KERNELS, *_SCALES):
+    return path, 0
+  return node, int(name in KERNELS)
 
-  def _fit(self, kernel: str, bias: str) -> tuple[Shape, Shape, str]:
-    """The unit axes of a kernel and of its bias, and the rule in words."""
-    shape, bias_shape = self._shapes[kernel], self._shapes[bias]
-    every = tuple(range(len(bias_shape)))
-    padded = tuple(axis for axis in every if bias_shape[axis] != 1)
-    for bias_axes in (every, padded):
-      sizes = tuple(bias_shape[axis] for axis in bias_axes)
-      fits = [
-        axes
-        for axes in combinations(range(len(shape)), len(sizes))
-        if tuple(shape[axis] for axis in axes) == sizes
-      ]
-      if not fits:
-        continue
-      axes = self._choose(fits, shape)
-      if axes is None:
-        raise ValueError(
-          f"A bias must fit one choice of its kernel's axes, got {kernel!r} of shape "
-          f"{shape} and {bias!r} of shape {bias_shape}, which fits "
-          f"{', '.join(map(str, fits))}. To say which, "
-          f"{override_text(kernel, fits[-1])}."
-        )
-      rule = "kernel with bias"
-      if len(fits) > 1 and len(sizes) == 1:
-        rule += f", tie: {'first' if self._first else 'last'}"
-      return axes, bias_axes, rule
+
+# --- The rules: does this one know the parameter, and what are its units?
+
+
+def override(shapes: Shapes, path: str) -> UnitSpec | None:
+  """A parameter that the user's overrides name. Heads can only be frozen."""
+  what = shapes.overrides.get(path)
+  if what is None:
+    return None
+  if path in shapes.heads:
+    return UnitSpec(path, shapes.heads[path], "frozen", (0,), "", of_heads=True)
+  shape = shapes[path]
+  if isinstance(what, str):
+    axes = tuple(range(len(shape))) if what == "per_weight" else ()
+    group = "" if what == "frozen" else path
+    kind: Any = what
+    return UnitSpec(path, shape, kind, axes, group, decides=2)
+  rank = len(shape)
+  axes = tuple(sorted(axis + rank if axis < 0 else axis for axis in what.axes))
+  if len(set(axes)) < len(axes) or any(not 0 <= axis < rank for axis in axes):
     raise ValueError(
-      f"A bias must fit axes of its kernel, got {kernel!r} of shape {shape} and "
-      f"{bias!r} of shape {bias_shape}. To say which axes of the kernel index its "
-      f"units, {override_text(kernel, self._one(shape))}."
+      f"overrides must name different axes of {path!r}, which has shape {shape}, got "
+      f"{what.axes}."
     )
+  if what.tiles < 1 or (what.tiles > 1 and (not axes or shape[axes[-1]] % what.tiles)):
+    raise ValueError(
+      f"overrides must give a number of tiles that divides the last unit axis of "
+      f"{path!r}, which has shape {shape}, got {what}."
+    )
+  if what.group is None:
+    group, decides = _home(shapes, path)
+    decides = min(decides, 1)  # what leaves its cell doesn't bind the cell
+  else:
+    group, decides = what.group, 2
+  return UnitSpec(path, shape, "unit", axes, group, what.tiles, decides=decides)
 
-  def _choose(self, fits: list[Shape], shape: Shape) -> Shape | None:
-    """The axes that a layout would have, None where it could have several."""
-    if self._first:
-      return fits[0]
-    if len(fits[-1]) <= 1:
-      return fits[-1]
-    # Stacked and batch axes lead, features come last, what is contracted lies between.
-    rank, count = len(shape), len(fits[-1])
-    layouts = [
-      (*range(lead), *range(rank - count + lead, rank)) for lead in range(count)
+
+def head(shapes: Shapes, path: str) -> UnitSpec | None:
+  """A parameter of a MultiHead: its rates are the heads' ladder."""
+  shape = shapes.heads.get(path)
+  if shape is None:
+    return None
+  if not shape:
+    raise ValueError(
+      f"Parameters of heads must have the heads on axis 0, got {path!r}, of shape ()."
+    )
+  return UnitSpec(path, shape, "head", (0,), "", of_heads=True)
+
+
+def recurrent_cell(shapes: Shapes, path: str) -> UnitSpec | None:
+  """A parameter of a recurrent cell, which shares one vector between all gates."""
+  leaf, shape = shapes.cells.get(path), shapes[path]
+  if leaf is None:
+    return None
+  axes, cell, hidden = leaf
+  gates = shape[axes[-1]]
+  if hidden == 0 or gates % hidden:
+    raise ValueError(
+      f"Gates must divide evenly, got {path!r} of shape {shape} in the recurrent "
+      f"cell {cell!r} with {hidden} hidden units: {gates} is no multiple of "
+      f"{hidden}. If it is no such cell, {override_text(path, axes)}."
+    )
+  return UnitSpec(path, shape, "unit", axes, cell, gates // hidden, decides=2)
+
+
+def weight_norm_scale(shapes: Shapes, path: str) -> UnitSpec | None:
+  """The scale of a weight normalisation: a factor of its layer's kernel."""
+  layer, shape = shapes.weight_norms.get(path), shapes[path]
+  if layer is None:
+    return None
+  return UnitSpec(path, shape, "unit", tuple(range(len(shape))), layer)
+
+
+def attention(shapes: Shapes, path: str) -> UnitSpec | None:
+  """A projection of an attention block, if its bias doesn't say otherwise."""
+  axes, shape = shapes.attention.get(path), shapes[path]
+  if axes is None:
+    return None
+  node, _ = _split(path)
+  bias = first_below(shapes, node, BIASES)
+  if bias is not None and shapes[bias] != tuple(shape[axis] for axis in axes):
+    return None
+  return UnitSpec(path, shape, "unit", axes, node, decides=1)
+
+
+def embedding(shapes: Shapes, path: str) -> UnitSpec | None:
+  """An embedding, a class token, a factor of LoRA: features are last."""
+  if not _is_embedding(shapes, path):
+    return None
+  shape = shapes[path]
+  return UnitSpec(path, shape, "unit", tuple(range(len(shape)))[-1:], path)
+
+
+def kernel_with_bias(shapes: Shapes, path: str) -> UnitSpec | None:
+  """A kernel with a bias next to it, which has one entry a unit."""
+  shape, (node, name) = shapes[path], _split(path)
+  bias = first_below(shapes, node, BIASES)
+  if name not in KERNELS or not shape or bias is None:
+    return None
+  axes, _, tie = _fit(shapes, path, bias)
+  return UnitSpec(path, shape, "unit", axes, node, rule=tie, decides=1)
+
+
+def kernel_without_bias(shapes: Shapes, path: str) -> UnitSpec | None:
+  """A kernel alone: its layout says where units are."""
+  shape, (node, name) = shapes[path], _split(path)
+  if name not in KERNELS or not shape:
+    return None
+  return UnitSpec(path, shape, "unit", shapes.one_axis(shape), node, decides=1)
+
+
+def scale_or_bias(shapes: Shapes, path: str) -> UnitSpec | None:
+  """A scale or a bias: one entry a unit, but for axes of length 1 that pad it."""
+  shape, (node, name) = shapes[path], _split(path)
+  if name not in _SCALES:
+    return None
+  axes = tuple(range(len(shape)))
+  kernel = first_below(shapes, node, KERNELS)
+  known = kernel is None or any(
+    kernel in those for those in (shapes.given, shapes.cells, shapes.attention)
+  )
+  if name in BIASES and kernel is not None and not known and shapes[kernel]:
+    axes = _fit(shapes, kernel, path)[1]
+  return UnitSpec(path, shape, "unit", axes, node)
+
+
+def scalar(shapes: Shapes, path: str) -> UnitSpec | None:
+  """A single number: one rate."""
+  if shapes[path]:
+    return None
+  group, decides = _home(shapes, path)
+  return UnitSpec(path, (), "unit", (), group, decides=decides)
+
+
+def unknown(shapes: Shapes, path: str) -> UnitSpec | None:
+  """Anything else: one axis, reported as assumed."""
+  shape = shapes[path]
+  axes = shapes.one_axis(shape) if len(shape) > 1 else (0,)
+  return UnitSpec(path, shape, "unit", axes, path, assumed=True)
+
+
+RULES: tuple[Callable[[Shapes, str], UnitSpec | None], ...] = (
+  override,
+  head,
+  recurrent_cell,
+  weight_norm_scale,
+  attention,
+  embedding,
+  kernel_with_bias,
+  kernel_without_bias,
+  scale_or_bias,
+  scalar,
+  unknown,
+)
+
+
+def rule_name(rule: Callable[..., Any]) -> str:
+  """What tables call a rule.
+
+  Example:
+    >>> rule_name(kernel_with_bias)
+    'kernel with bias'
+  """
+  return rule.__name__.replace("_", " ")
+
+
+def read(shapes: Shapes, path: str) -> UnitSpec:
+  """Reads the units of a parameter; the first rule that knows it decides.
+
+  Raises:
+    ValueError: A bias fits no axes of its kernel or several, or gates don't divide.
+  """
+  for rule in RULES:
+    spec = rule(shapes, path)
+    if spec is not None:
+      return replace(spec, rule=rule_name(rule) + spec.rule)
+  raise AssertionError(f"The last rule knows every parameter, but not {path!r}.")
+
+
+def _is_embedding(shapes: Shapes, path: str) -> bool:
+  node, name = _split(path)
+  if name not in KERNELS:
+    return bool(_EMBEDDING.search(name))
+  # equinox's Embedding is a `weight`, with features last, as nowhere else there.
+  named = re.search(r"embed(ding)?s?(_\d+)?$", node.rpartition("/")[2])
+  alone = first_below(shapes, node, BIASES) is None
+  return shapes.units_first and bool(named) and alone and len(shapes[path]) == 2
+
+
+def _fit(shapes: Shapes, kernel: str, bias: str) -> tuple[Shape, Shape, str]:
+  """The unit axes of a kernel and of its bias, and how a tie was settled."""
+  shape, bias_shape = shapes[kernel], shapes[bias]
+  every = tuple(range(len(bias_shape)))
+  padded = tuple(axis for axis in every if bias_shape[axis] != 1)
+  for bias_axes in (every, padded):
+    sizes = tuple(bias_shape[axis] for axis in bias_axes)
+    fits = [
+      axes
+      for axes in combinations(range(len(shape)), len(sizes))
+      if tuple(shape[axis] for axis in axes) == sizes
     ]
-    ordered = [axes for axes in fits if axes in layouts] or fits
-    # An axis of length 1 indexes nothing.
-    if len({tuple(a for a in axes if shape[a] != 1) for axes in ordered}) > 1:
-      return None
-    return ordered[-1]
+    if not fits:
+      continue
+    axes = _choose(fits, shape, shapes.units_first)
+    if axes is None:
+      raise ValueError(
+        f"A bias must fit one choice of its kernel's axes, got {kernel!r} of shape "
+        f"{shape} and {bias!r} of shape {bias_shape}, which fits "
+        f"{', '.join(map(str, fits))}. To say which, "
+        f"{override_text(kernel, fits[-1])}."
+      )
+    tied = len(fits) > 1 and len(sizes) == 1
+    tie = f", tie: {'first' if shapes.units_first else 'last'}" if tied else ""
+    return axes, bias_axes, tie
+  raise ValueError(
+    f"A bias must fit axes of its kernel, got {kernel!r} of shape {shape} and "
+    f"{bias!r} of shape {bias_shape}. To say which axes of the kernel index its "
+    f"units, {override_text(kernel, shapes.one_axis(shape))}."
+  )
+
+
+def _choose(fits: list[Shape], shape: Shape, units_first: bool) -> Shape | None:
+  """The axes that a layout would have, None where it could have several."""
+  if units_first:
+    return fits[0]
+  if len(fits[-1]) <= 1:
+    return fits[-1]
+  # Stacked and batch axes come first, features last, what is contracted in between.
+  rank, count = len(shape), len(fits[-1])
+  layouts = [(*range(lead), *range(rank - count + lead, rank)) for lead in range(count)]
+  ordered = [axes for axes in fits if axes in layouts] or fits
+  # An axis of length 1 indexes nothing.
+  if len({tuple(a for a in axes if shape[a] != 1) for axes in ordered}) > 1:
+    return None
+  return ordered[-1]
+
+
+# --- Overrides: the user's, and those that a module's type tells
 
 
 def override_text(path: str, what: object) -> str:
   """What to write to override the units of one parameter."""
-  return f"write overrides=[(r'^{re.escape(path)}$', {what})]"
+  return f"write units=UnitOptions(overrides=[(r'^{re.escape(path)}$', {what})])"
 
 
 _WORDS = ("per_weight", "one_rate", "frozen")
-
-
-class Units(NamedTuple):
-  """A parameter's units, as an override gives them.
-
-  Attributes:
-    axes: The axes that index the units, negative ones counted from the end; ``()``
-      for one rate.
-    group: Parameters of the same group share one vector of rates. None: that of the
-      parameter's layer.
-    tiles: How many times (gates) the units are repeated along the last of ``axes``.
-  """
-
-  axes: tuple[int, ...]
-  group: str | None = None
-  tiles: int = 1
-
-
-Override = tuple[str, tuple[int, ...] | Units | str]
 
 
 def match_overrides(
@@ -443,7 +618,7 @@ def match_overrides(
 
   Args:
     shapes: The shapes of the parameters that may be overridden, by path.
-    heads: The paths of those that may not.
+    heads: The paths of the heads' parameters, which can only be frozen.
     overrides: Those of :class:`UnitOptions`.
 
   Returns:
@@ -451,28 +626,40 @@ def match_overrides(
     that has one.
 
   Raises:
-    TypeError: An override is no pair of a regular expression and axes.
-    ValueError: An override's word is unknown, or its pattern is found nowhere.
+    ValueError: A pattern is found nowhere.
   """
   given: dict[str, str | Units] = {}
-  for override in overrides:
-    pattern, what = _parse_override(override)
+  for pattern, what in overrides:
+    pattern = re.compile(pattern)
     matched = [path for path in shapes if pattern.search(path)]
+    of_heads = [path for path in heads if pattern.search(path)]
+    if what == "frozen":
+      matched += of_heads
     if not matched and (shapes or heads):
-      of_heads = any(pattern.search(path) for path in heads)
       raise ValueError(
         f"overrides=[({pattern.pattern!r}, ...)] must match the path of a parameter, "
-        f"got {'only heads' if of_heads else 'no match'} among {_some(shapes)}."
+        + (
+          f"got only heads, {_some(of_heads)}, whose rates are not drawn: they can "
+          "only be 'frozen'."
+          if of_heads
+          else f"got no match among {_some([*shapes, *heads])}."
+        )
       )
     for path in matched:
       given.setdefault(path, what)
   return given
 
 
-def _parse_override(override: Any) -> tuple[re.Pattern[str], str | Units]:
+def parse_override(override: Any) -> tuple[str, str | Units]:
+  """Returns an override in one form, a pair that hashes.
+
+  Raises:
+    TypeError: It is no pair of a regular expression and axes.
+    ValueError: Its word is unknown, or the regular expression is malformed.
+  """
   try:
     pattern, what = override
-    pattern = re.compile(pattern)
+    re.compile(pattern)
     if not isinstance(what, str):
       units = what if isinstance(what, Units) else Units(what)
       what = units._replace(axes=tuple(operator.index(axis) for axis in units.axes))
@@ -531,38 +718,38 @@ def overrides_from(params: Any, known: Mapping[str, Known]) -> tuple[Override, .
     path: known[path].shape if path in known else shapes[path] for path in shapes
   }
   given = {path for path in shapes if path in known and known[path].axes is not None}
-  rules, inner_rules = Rules(shapes, "last", set(known)), Rules(inner, "last", given)
+  plainly, inside = Shapes(shapes, given=set(known)), Shapes(inner, given=given)
   overrides = []
   for path in shapes:
     if path in known:
-      units = _units_of(path, shapes[path], known[path], _read(inner_rules, path))
-      plain = _read(rules, path)
+      units = _units_of(path, shapes[path], known[path], _known(inside, path))
+      plain = _known(plainly, path)
       if units and (not plain or units != Units(plain.axes, None, plain.tiles)):
         overrides.append((f"^{re.escape(path)}$", units))
   return tuple(overrides)
 
 
-def _read(rules: Rules, path: str) -> Reading | None:
+def _known(shapes: Shapes, path: str) -> UnitSpec | None:
   """What the rules say, None for nothing or an error, for which overrides are."""
   try:
-    reading = rules.read(path)
+    spec = read(shapes, path)
   except ValueError:
     return None
-  return None if reading.assumed else reading
+  return None if spec.assumed else spec
 
 
 def _units_of(
-  path: str, shape: Shape, known: Known, reading: Reading | None
+  path: str, shape: Shape, known: Known, spec: UnitSpec | None
 ) -> Units | None:
   """The units of a parameter with all its axes, None where they stay unknown."""
   stack = _stack_axes(shape, known.shape)
-  if stack is None or (known.axes is None and reading is None):
+  if stack is None or (known.axes is None and spec is None):
     return None
   own = [axis for axis in range(len(shape)) if axis not in stack]
   axes, tiles = known.axes, 1
   if axes is None:
-    assert reading is not None
-    axes, tiles = reading.axes, reading.tiles
+    assert spec is not None
+    axes, tiles = spec.axes, spec.tiles
   units = [own[axis] for axis in axes]
   # Tiles run along the last unit axis: share across stacks that come after it.
   stack = [axis for axis in stack if tiles == 1 or axis < units[-1]]

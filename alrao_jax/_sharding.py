@@ -10,16 +10,15 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from . import _checks, _convert
 from ._heads import TrackHeadsState
 from ._rates import ScaleByUnitRatesState
-from ._tree import HEADS_REGEX, flatten_with_paths, head_name, path_of
+from ._tree import head_name, need_heads, path_of
 
 
+@_checks.refuses_removed
 def head_shardings(
   optimizer: optax.GradientTransformation,
   params: Any,
   mesh: Mesh,
   axis: str = "heads",
-  *,
-  heads: str = HEADS_REGEX,
 ) -> tuple[Any, Any]:
   """Splits the heads over an axis of a mesh, the rest stands on every device.
 
@@ -46,11 +45,9 @@ def head_shardings(
     params: The parameters, arrays or ``jax.ShapeDtypeStruct``.
     mesh: The mesh, with axes of type ``Auto``.
     axis: Name of the mesh's axis for the heads; its size divides their number.
-    heads: Regular expression for the paths of the heads' parameters, as the optimizer
-      was given it.
 
   Returns:
-    The shardings of ``params`` and of ``optimizer.init(params)``: trees like these,
+    The shardings of ``optimizer.init(params)`` and of ``params``: trees like these,
     with boxes kept, of ``NamedSharding``.
 
   Raises:
@@ -63,7 +60,7 @@ def head_shardings(
     >>> optimizer = alrao.alrao(jax.random.key(0))
     >>> auto = jax.sharding.AxisType.Auto
     >>> mesh = jax.make_mesh((1, 1), ("data", "heads"), (auto, auto))
-    >>> shardings, state_shardings = alrao.head_shardings(optimizer, params, mesh)
+    >>> state_shardings, shardings = alrao.head_shardings(optimizer, params, mesh)
     >>> shardings["out"]["alrao_heads"]["kernel"].spec == jax.P("heads")
     True
   """
@@ -71,12 +68,12 @@ def head_shardings(
   _checks.check_optimizer(call, optimizer)
   _checks.check_params(call, params)
   shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), params)
-  num_heads = _count_heads(call, shapes, heads)
-  split = _split(call, shapes, mesh, axis, heads)
+  num_heads = need_heads(call, shapes)
+  split = _split(call, shapes, mesh, axis)
   state = jax.eval_shape(optimizer.init, shapes)
   leaves, treedef = jax.tree.flatten(state)
   # The heads' axis is the one that grows with their number.
-  more = _convert.fresh_shapes(optimizer, shapes, num_heads + 1, heads)
+  more = _convert.fresh_shapes(optimizer, shapes, num_heads + 1)
 
   def sharding(shape, grown):
     pairs = list(zip(shape, grown, strict=False))
@@ -91,12 +88,11 @@ def head_shardings(
   def whole(node):
     return jax.tree.map(lambda _: _over(mesh), node) if _is_shared(node) else node
 
-  return split, jax.tree.map(whole, shardings, is_leaf=_is_shared)
+  return jax.tree.map(whole, shardings, is_leaf=_is_shared), split
 
 
-def tree_head_shardings(
-  tree: Any, mesh: Mesh, axis: str = "heads", *, heads: str = HEADS_REGEX
-) -> Any:
+@_checks.refuses_removed
+def tree_head_shardings(tree: Any, mesh: Mesh, axis: str = "heads") -> Any:
   """Splits the heads' arrays of any tree over an axis of a mesh: of batch statistics.
 
   What :func:`head_shardings` does for parameters and the optimizer's state, for all
@@ -107,7 +103,6 @@ def tree_head_shardings(
       with the heads on axis 0; arrays or ``jax.ShapeDtypeStruct``. It may hold none.
     mesh: The mesh, with axes of type ``Auto``.
     axis: Name of the mesh's axis for the heads; its size divides their number.
-    heads: Regular expression for the paths of the heads' arrays.
 
   Returns:
     A tree like it, boxes kept, of ``NamedSharding``.
@@ -124,10 +119,10 @@ def tree_head_shardings(
     True
   """
   _checks.check_tree("tree_head_shardings()", tree, "tree")
-  return _split("tree_head_shardings()", tree, mesh, axis, heads)
+  return _split("tree_head_shardings()", tree, mesh, axis)
 
 
-def _split(call, tree, mesh, axis, heads):
+def _split(call, tree, mesh, axis):
   if axis not in mesh.axis_names:
     raise ValueError(
       f"{call[:-1]}axis=...) must be an axis of the mesh, got {axis!r}; it has "
@@ -142,7 +137,7 @@ def _split(call, tree, mesh, axis, heads):
     )
 
   def sharding(path, leaf):
-    if head_name(path_of(path), heads) is None:
+    if head_name(path_of(path)) is None:
       return _over(mesh)
     _check_divides(call, path_of(path), np.shape(leaf), axis, mesh.shape[axis])
     return _over(mesh, axis, 0)
@@ -159,20 +154,6 @@ def _over(mesh, name=None, axis=0):
 def _is_shared(node):
   """Whether a state is a few numbers a head, of which every device needs all."""
   return isinstance(node, (TrackHeadsState, ScaleByUnitRatesState))
-
-
-def _count_heads(call, shapes, heads):
-  found = {
-    path: leaf.shape[0] if leaf.shape else 0
-    for path, leaf in flatten_with_paths(shapes)[0]
-    if head_name(path, heads) is not None
-  }
-  if len(set(found.values())) != 1:
-    raise ValueError(
-      f"{call[:-1]}params=...) must have heads, all of one number, got "
-      f"{found or 'none'} below {heads!r}. Wrap the output layer in a MultiHead."
-    )
-  return next(iter(found.values()))
 
 
 def _check_divides(call, path, shape, axis, size):

@@ -1,7 +1,6 @@
 """Paths of parameters, and how a state is found in an optimizer's state."""
 
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -10,9 +9,6 @@ import jax.numpy as jnp
 from ._checks import check_parameter, check_state
 
 HEADS = "alrao_heads"
-
-
-HEADS_REGEX = rf"(^|/){HEADS}(/|$)"
 
 
 def path_of(key_path: tuple[Any, ...]) -> str:
@@ -75,31 +71,126 @@ def flatten_with_paths(tree: Any) -> tuple[list[tuple[str, Any]], Any]:
   return named, treedef
 
 
-def head_name(path: str, heads: str | None = HEADS_REGEX) -> str | None:
-  """The path of the MultiHead that a leaf lies below, None if it lies below none.
+def head_name(path: str) -> str | None:
+  """The path of the MultiHead that a leaf is part of, None if it is part of none.
 
   Args:
     path: A leaf's path.
-    heads: Regular expression for the paths of the heads' leaves; None for no heads.
 
   Returns:
-    The path of the module that holds the key ``alrao_heads``; with another regular
-    expression, the path as far as the component where the match ends.
+    The path of the module that holds the key ``alrao_heads``; ``"alrao_heads"`` for one
+    at the root of the tree.
 
   Example:
-    >>> head_name("model/decoder/alrao_heads/kernel")
-    'model/decoder'
-    >>> head_name("decoder/kernel", heads="^decoder/")
-    'decoder'
+    >>> head_name("model/decoder/alrao_heads/kernel"), head_name("alrao_heads/kernel")
+    ('model/decoder', 'alrao_heads')
   """
-  match = re.search(heads, path) if heads is not None else None
-  if match is None:
+  names = path.split("/")
+  if HEADS not in names:
     return None
-  # The last character matched may be the "/" that ends a component.
-  end = path.find("/", max(match.end() - 1, 0))
-  if end < 0:  # the match goes into the leaf's own name
-    end = max(path.rfind("/"), 0)
-  return path[:end].removesuffix(HEADS).removesuffix("/")
+  return "/".join(names[: names.index(HEADS)]) or HEADS
+
+
+def layers_of(call: str, tree: Any) -> dict[str, int]:
+  """The number of heads of each MultiHead in a tree, by the MultiHead's path.
+
+  Args:
+    call: The call that errors name.
+    tree: A tree of arrays or of ``jax.ShapeDtypeStruct``. It may hold no heads.
+
+  Raises:
+    ValueError: A head's array has no axis for the heads, or another number of them than
+      the rest of its MultiHead.
+  """
+  layers: dict[str, int] = {}
+  for path, leaf in flatten_with_paths(tree)[0]:
+    if (layer := head_name(path)) is not None:
+      shape = jnp.shape(leaf)
+      if not shape or layers.setdefault(layer, shape[0]) != shape[0] or not shape[0]:
+        raise ValueError(
+          f"{call} needs the heads on axis 0, the same number in all arrays of a "
+          f"MultiHead, got {path!r} of shape {shape}."
+        )
+  return layers
+
+
+def count_heads(call: str, tree: Any) -> int:
+  """The number of heads of a model, the same in all its MultiHeads; 0 without any.
+
+  Args:
+    call: The call that errors name.
+    tree: As for :func:`layers_of`.
+
+  Raises:
+    ValueError: As :func:`layers_of`; or two MultiHeads differ.
+  """
+  layers = layers_of(call, tree)
+  if len(set(layers.values())) > 1:
+    raise ValueError(
+      f"{call} needs all heads of a model to agree on num_heads, the leading axis of "
+      f"their arrays, got {layers}. Write the same num_heads= in every MultiHead."
+    )
+  return next(iter(layers.values()), 0)
+
+
+def need_heads(call: str, tree: Any, name: str = "params") -> int:
+  """:func:`count_heads` of a tree that must have some.
+
+  Raises:
+    ValueError: As :func:`count_heads`; or there are no heads.
+  """
+  if not (num_heads := count_heads(call, tree)):
+    raise ValueError(
+      f"{call.removesuffix('()')}({name}=...) must have heads, got no path with the "
+      f"key {HEADS!r}. Wrap the output layer in alrao_jax.linen.MultiHead or "
+      "alrao_jax.nnx.MultiHead."
+    )
+  return num_heads
+
+
+def match_layer(where: str, name: Any, layers: Iterable[str]) -> str:
+  """The path of the MultiHead that a name means: its path, or an end of it.
+
+  Args:
+    where: The argument that errors name, such as ``"log_weights(name=...)"``.
+    name: A whole path, or names at its end that no other path ends in.
+    layers: The paths of all MultiHeads.
+
+  Raises:
+    ValueError: None or several fit.
+
+  Example:
+    >>> match_layer("log_weights(name=...)", "critic", ["actor", "net/critic"])
+    'net/critic'
+  """
+  layers = tuple(layers)
+  if name in layers:
+    return name
+  fits = [layer for layer in layers if layer.endswith(f"/{name}")]
+  if len(fits) == 1:
+    return fits[0]
+  got = f"{name!r}, which fits {tuple(fits)}" if fits else repr(name)
+  raise ValueError(
+    f"{where} must name one MultiHead of {layers}, by its path or by an end that no "
+    f"other path has, got {got}."
+  )
+
+
+def match_layers(
+  where: str, given: Mapping[str, Any], layers: Iterable[str]
+) -> dict[str, Any]:
+  """What a mapping holds for each MultiHead, by path; names as for `match_layer`.
+
+  Raises:
+    ValueError: A name fits none or several, or a MultiHead is left out or named twice.
+  """
+  layers = tuple(layers)
+  found = {match_layer(where, name, layers): value for name, value in given.items()}
+  if len(found) < len(given) or set(found) != set(layers):
+    raise ValueError(
+      f"{where} must name each MultiHead of {layers} once, got {tuple(given)}."
+    )
+  return {layer: found[layer] for layer in layers}
 
 
 def find_state(opt_state: Any, kind: type, factory: str, call: str = "update()") -> Any:

@@ -1,150 +1,255 @@
-"""Which entry of the rates each unit of an array reads."""
+"""UnitMap: which entry of a vector each unit of a network reads."""
 
+import functools
 import hashlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from . import _tree, _units
-from ._units import UnitSpec
+from . import _checks
+from ._rules import Shape, UnitSpec
+from ._tree import count_heads, flatten_with_paths, path_of
+from ._units import UnitOptions, read_units, shapes_of
 
 
-class Layout(NamedTuple):
-  """Where the quantiles stand in the vector: static and hashable.
+@dataclass(frozen=True, eq=False)
+class UnitMap:
+  """The units of a network, and where a vector holds each.
+
+  What holds a number for each unit (its quantile, its rate, how often it was stopped)
+  is a vector of shape ``(max(num_units, 1),)``: the groups of units one after the
+  other, by name. What holds one for each head is another, of shape
+  ``(max(num_heads, 1),)``. So no vector is empty: without units, or without heads, it
+  has one entry that nobody reads.
+
+  Made by :func:`unit_map`. Whoever needs units asks it, and slices no vector by hand.
 
   Attributes:
-    num_heads: Length of the heads' ladder, which stands first; 0 without heads.
-    names: Names of the groups, sorted.
-    sizes: Units of each group.
-    offsets: Position of each group's first unit.
+    specs: The units of each parameter by path.
+    groups: Where the vector of units holds each group, by name, in order.
+    num_heads: Number of heads, 0 without.
+    num_units: Number of units of the body, which draw their rates.
   """
 
+  specs: Mapping[str, UnitSpec]
+  groups: Mapping[str, slice]
   num_heads: int
-  names: tuple[str, ...]
-  sizes: tuple[int, ...]
-  offsets: tuple[int, ...]
+  num_units: int
 
-  @property
-  def size(self) -> int:
-    """Length of the whole vector."""
-    return self.num_heads + sum(self.sizes)
+  @functools.cached_property
+  def fingerprint(self) -> int:
+    """A 32-bit hash of who reads which entry, the same for any number of heads."""
+    readers = [
+      (s.path, s.kind, s.shape[s.of_heads :], s.axes, s.group, s.tiles)
+      for s in sorted(self.specs.values(), key=lambda spec: spec.path)
+    ]
+    return stable_hash(repr(readers))
+
+  @functools.cached_property
+  def body(self) -> "UnitMap":
+    """The map without the heads, with the same vector of units."""
+    specs = {path: s for path, s in self.specs.items() if not s.of_heads}
+    return replace(self, specs=specs, num_heads=0)
+
+  def check(self, call: str, fingerprint: Any, units: Any, heads: Any = None) -> None:
+    """Refuses a state that was made for other parameters, or with other options.
+
+    Args:
+      call: The call that the error names.
+      fingerprint: That of the state, the :attr:`fingerprint` of its ``init``. What is
+        traced is not compared.
+      units: A vector of the state, with one entry a unit.
+      heads: One with an entry a head, if there is one.
+
+    Raises:
+      ValueError: The state is of other parameters.
+    """
+    same = units.shape == (max(self.num_units, 1),)
+    same = same and (heads is None or heads.shape == (max(self.num_heads, 1),))
+    if same and _checks.is_concrete(fingerprint):
+      same = int(fingerprint) == self.fingerprint
+    if not same:
+      raise ValueError(
+        f"{call} got a state of {units.size} units, made for other parameters than "
+        f"these with {self.num_units}, or with other options. Call init with these "
+        "parameters, or pass those of init, with the same units= (for optax.masked and "
+        "optax.partition: the part's own state with the part's own parameters)."
+      )
+
+  def scale(
+    self, updates: Any, units: jax.Array, heads: jax.Array | None = None
+  ) -> Any:
+    """Multiplies every unit's, and every head's, part of a tree by its own factor.
+
+    Args:
+      updates: A tree like the parameters.
+      units: The units' factors.
+      heads: The heads'. None leaves the heads as they are.
+
+    Returns:
+      The tree, in its dtypes: half precision is multiplied in float32 and rounded
+      once. Zeros for what is frozen.
+
+    Raises:
+      ValueError: The tree is not like the parameters.
+    """
+
+    def scale(spec, update):
+      # Half precision would round the factors.
+      wide = update.dtype if update.dtype.itemsize >= 4 else jnp.float32
+      factors = self._of_leaf(spec, units, heads)
+      return (update.astype(wide) * factors.astype(wide)).astype(update.dtype)
+
+    return self._map(scale, updates, heads is not None)
+
+  def keep(self, updates: Any, units: jax.Array) -> Any:
+    """Zeroes the parts of units that are not kept, NaN and infinities, too.
+
+    Args:
+      updates: A tree like the parameters.
+      units: Which units are kept, bool.
+
+    Returns:
+      The tree, its heads as they were.
+
+    Raises:
+      ValueError: The tree is not like the parameters.
+    """
+
+    def keep(spec, update):
+      kept = self._of_leaf(spec, units, None)
+      return jnp.where(kept, update, jnp.zeros_like(update))
+
+    return self._map(keep, updates, False)
+
+  def gather(self, tree: Any, dtype: Any) -> tuple[jax.Array, jax.Array]:
+    """Reads vectors from a tree whose entries are equal within a unit, and a head.
+
+    The inverse of what :meth:`scale` does to ones. The first entry of a unit in the
+    last of its parameters is taken.
+
+    Args:
+      tree: A tree like the parameters.
+      dtype: Of the result.
+
+    Returns:
+      The vector of units and that of heads; 0 where nobody reads.
+    """
+
+    def first(spec, leaf):
+      index = tuple(slice(None) if i in spec.axes else 0 for i in range(leaf.ndim))
+      entries = leaf[index]
+      return entries[..., : spec.unit_shape[-1]] if spec.tiles > 1 else entries
+
+    return self._vectors(tree, dtype, first, lambda _, last: last)
+
+  def norms(self, tree: Any, dtype: Any) -> tuple[jax.Array, jax.Array]:
+    """Returns the Euclidean norm of each unit, and head, over all that share it.
+
+    Args:
+      tree: Parameters, or updates like them.
+      dtype: Of the sums and of the result. A norm whose square overflows is ``inf``.
+
+    Returns:
+      The vector of units and that of heads; 0 where nobody reads.
+    """
+
+    def squares(spec, leaf):
+      others = tuple(axis for axis in range(leaf.ndim) if axis not in spec.axes)
+      sums = jnp.sum(jnp.square(leaf), axis=others)
+      if spec.tiles == 1:
+        return sums
+      # Gates of one cell are the same units, one after the other.
+      return sums.reshape((*spec.unit_shape[:-1], spec.tiles, -1)).sum(axis=-2)
+
+    units, heads = self._vectors(tree, dtype, squares, jnp.add)
+    return jnp.sqrt(units), jnp.sqrt(heads)
+
+  def _of_leaf(self, spec, units, heads) -> jax.Array:
+    """A parameter's entries of the vectors, in a shape that broadcasts with it."""
+    if spec.kind == "head":
+      entries = heads
+    else:
+      entries = units[self.groups[spec.group]].reshape(spec.unit_shape)
+      if spec.tiles > 1:
+        entries = jnp.tile(entries, (1,) * (entries.ndim - 1) + (spec.tiles,))
+    shape = [size if i in spec.axes else 1 for i, size in enumerate(spec.shape)]
+    return entries.reshape(shape)
+
+  def _map(self, change, updates, with_heads) -> Any:
+    """Changes every leaf but the heads'; zeros for what is frozen."""
+
+    def visit(keys, update):
+      spec = self.specs.get(path_of(keys))
+      if spec is None or spec.shape != update.shape:
+        raise ValueError(
+          "update() needs updates like the parameters, got "
+          f"{path_of(keys)!r} of shape {update.shape} instead of "
+          f"{'none' if spec is None else spec.shape}."
+        )
+      if spec.of_heads and not with_heads:
+        return update
+      if spec.kind == "frozen":
+        return jnp.zeros_like(update)
+      return change(spec, update)
+
+    return jax.tree_util.tree_map_with_path(visit, updates)
+
+  def _vectors(self, tree, dtype, read, merge) -> tuple[jax.Array, jax.Array]:
+    """Reads both vectors from all leaves, merging what shares a group."""
+    leaves = dict(flatten_with_paths(tree)[0])
+    found: dict[str | None, jax.Array] = {}  # None: the heads, which are no group
+    for path, spec in self.specs.items():
+      if spec.kind != "frozen":
+        entries = read(spec, leaves[path].astype(dtype)).reshape(-1)
+        group = None if spec.kind == "head" else spec.group
+        found[group] = merge(found[group], entries) if group in found else entries
+    heads = found.get(None, jnp.zeros([max(self.num_heads, 1)], dtype))
+    units = [found[name] for name in self.groups] or [jnp.zeros([1], dtype)]
+    return jnp.concatenate(units), heads
 
 
-def make_layout(specs: Mapping[str, UnitSpec]) -> Layout:
-  """Returns the layout of the quantiles for the leaves in ``specs``.
+def unit_map(params: Any, options: UnitOptions = UnitOptions()) -> UnitMap:
+  """Reads the units of a tree, once for all trees of these paths and shapes.
+
+  Args:
+    params: The parameters, arrays or ``jax.ShapeDtypeStruct``, or a tree like them.
+    options: How to read them.
+
+  Returns:
+    The :class:`UnitMap`, the same one for the same paths, shapes and options.
 
   Raises:
-    ValueError: If the heads' leaves disagree on the number of heads.
+    TypeError: As :func:`unit_specs`.
+    ValueError: As :func:`unit_specs`; or the heads disagree on their number.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> params = {"dense": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}}
+    >>> units = unit_map(params)
+    >>> print(units.scale(params, jnp.array([0.5, 2.0]))["dense"]["kernel"][0])
+    [0.5 2. ]
   """
-  num_heads = count_heads(specs)
-  # A group's members have equal unit shapes: unit_specs has made sure of it.
-  sizes = {s.group: s.num_units for s in specs.values() if s.kind in _DRAWN}
-  names = tuple(sorted(sizes))
-  ordered = tuple(sizes[name] for name in names)
-  ends = np.cumsum((num_heads, *ordered)).tolist()
-  return Layout(num_heads, names, ordered, tuple(ends[:-1]))
+  return _unit_map(shapes_of(params), options)
 
 
-_DRAWN = ("unit", "per_weight", "one_rate")
+@functools.lru_cache(maxsize=64)
+def _unit_map(shapes: tuple[tuple[str, Shape], ...], options: UnitOptions) -> UnitMap:
+  specs = read_units(shapes, options)
+  arrays = {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in shapes}
+  # A group's members have equal unit shapes: read_units has made sure of it.
+  drawn = [s for s in specs.values() if s.kind not in ("head", "frozen")]
+  sizes = {s.group: s.num_units for s in drawn}
+  groups, end = {}, 0
+  for name in sorted(sizes):
+    groups[name] = slice(end, end + sizes[name])
+    end += sizes[name]
+  return UnitMap(specs, groups, count_heads("init()", arrays), end)
 
 
-def count_heads(specs: Mapping[str, UnitSpec]) -> int:
-  """Returns the common leading axis of the heads' leaves, 0 if there are none."""
-  found = {s.path: s.shape[0] for s in specs.values() if s.kind == "head"}
-  if len(set(found.values())) > 1:
-    raise ValueError(
-      "All heads of a model must agree on num_heads, the leading axis of their "
-      f"parameters, got {found}. Write the same num_heads= in every MultiHead."
-    )
-  return next(iter(found.values()), 0)
-
-
-def _stable_hash(name: str) -> int:
-  # Python's own hash() changes from process to process.
+def stable_hash(name: str) -> int:
+  """A 32-bit hash that is the same in every process, as Python's own is not."""
   return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
-
-
-def fingerprint(specs: Mapping[str, UnitSpec]) -> int:
-  """A 32-bit hash of who reads which entry: of all paths, shapes, axes and groups."""
-  readers = [
-    (path, specs[path].kind, specs[path].shape, specs[path].axes, specs[path].group)
-    for path in sorted(specs)
-  ]
-  return _stable_hash(repr(readers))
-
-
-def rates_of_leaf(spec: UnitSpec, vector: jax.Array, layout: Layout) -> jax.Array:
-  """Reads a leaf's rates from the network's vector, in a shape that broadcasts.
-
-  Args:
-    spec: Which units the leaf has; not frozen.
-    vector: Shape ``(layout.size,)``.
-    layout: What :func:`make_layout` returned.
-
-  Returns:
-    As many axes as the leaf, length 1 along all that index no units.
-  """
-  if spec.kind == "head":
-    units = vector[: layout.num_heads]
-  else:
-    position = layout.names.index(spec.group)
-    offset = layout.offsets[position]
-    units = vector[offset : offset + layout.sizes[position]].reshape(spec.unit_shape)
-    if spec.tiles > 1:
-      units = jnp.tile(units, (1,) * (units.ndim - 1) + (spec.tiles,))
-  shape = [size if i in spec.axes else 1 for i, size in enumerate(spec.shape)]
-  return units.reshape(shape)
-
-
-def write_leaf(
-  spec: UnitSpec, values: jax.Array, vector: jax.Array, layout: Layout
-) -> jax.Array:
-  """Writes a leaf's per-entry ``values`` into the vector; see :func:`rates_of_leaf`.
-
-  The first entry of each unit is taken: all entries of a unit share one value.
-  """
-  index = tuple(slice(None) if i in spec.axes else 0 for i in range(len(spec.shape)))
-  units = values[index]
-  if spec.kind == "head":
-    return vector.at[: layout.num_heads].set(units)
-  position = layout.names.index(spec.group)
-  offset = layout.offsets[position]
-  units = units[..., : spec.unit_shape[-1]] if spec.tiles > 1 else units
-  return vector.at[offset : offset + layout.sizes[position]].set(units.reshape(-1))
-
-
-def unit_norms(
-  specs: Mapping[str, _units.UnitSpec], layout: Layout, tree: Any, dtype: Any
-) -> jax.Array:
-  """Returns the Euclidean norm of each unit's entries, over all leaves that share it.
-
-  Args:
-    specs: The units of the leaves; those of others are ignored.
-    layout: What :func:`make_layout` returned for ``specs``.
-    tree: Parameters, or updates like them.
-    dtype: Of the sums and of the result. A norm whose square overflows is ``inf``.
-
-  Returns:
-    Shape ``(layout.size,)``, in the layout's order: heads first, then units.
-  """
-  leaves = dict(_tree.flatten_with_paths(tree)[0])
-  heads = jnp.zeros([layout.num_heads], dtype)
-  groups = {
-    name: jnp.zeros([size], dtype)
-    for name, size in zip(layout.names, layout.sizes, strict=True)
-  }
-  for path, spec in specs.items():
-    if spec.kind == "frozen":
-      continue
-    others = tuple(axis for axis in range(len(spec.shape)) if axis not in spec.axes)
-    squares = jnp.sum(jnp.square(leaves[path].astype(dtype)), axis=others)
-    if spec.kind == "head":
-      heads += squares
-      continue
-    if spec.tiles > 1:  # gates of one cell are the same units, one after the other
-      squares = squares.reshape((*spec.unit_shape[:-1], spec.tiles, -1)).sum(axis=-2)
-    groups[spec.group] += squares.reshape(-1)
-  return jnp.sqrt(jnp.concatenate([heads, *groups.values()]))

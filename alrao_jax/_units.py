@@ -1,87 +1,109 @@
 """Which axes of a parameter index its units, and which parameters share a unit.
 
 A *unit* (a feature, a channel, an LSTM cell) shares one learning rate between all its
-incoming weights and its bias. A bias has exactly one entry a unit, so the shape of a
-kernel's sibling bias tells the kernel's unit axes; a few more rules settle the rest,
-and overrides settle what shapes can't tell. Shapes go in, specs come out: no value of
-an array is ever looked at.
+incoming weights and its bias. Shapes go in, specs come out: no value of an array is
+ever looked at. The rules are in :mod:`alrao_jax._rules`; overrides settle what shapes
+can't tell.
 
 Reference: Blier, Wolinski, Ollivier, `Learning with Random Learning Rates
 <https://arxiv.org/abs/1810.01322>`_, Algorithm 1.
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-from ._checks import check_parameter, check_tree
-from ._rules import Override, Rules, Shape, Units, match_overrides, override_text
-from ._tree import HEADS_REGEX, flatten_with_paths, head_name
+from ._checks import (
+  check_parameter,
+  check_tree,
+  refuse_removed,
+  refuses_removed,
+)
+from ._rules import (
+  Shape,
+  Shapes,
+  Units,
+  UnitSpec,
+  match_overrides,
+  override_text,
+  parse_override,
+  read,
+)
+from ._tree import flatten_with_paths, head_name
 
 
-class UnitOptions(NamedTuple):
-  """How to read the units of a tree; static and hashable.
+@dataclass(frozen=True)
+class UnitOptions:
+  """How to read the units of a tree.
+
+  Lists are taken for tuples. So options hash, and compare by value: they may be a
+  static argument of ``jax.jit``.
 
   Attributes:
     overrides: Pairs ``(pattern, what)``; the first whose pattern is found in a
       parameter's path by ``re.search`` decides. ``what`` is a tuple of axes,
-      :class:`Units`, ``"per_weight"``, ``"one_rate"`` or ``"frozen"``. Heads are
-      never overridden.
-    heads: Regular expression for the paths of the heads' parameters; None: no heads.
+      :class:`Units`, ``"per_weight"``, ``"one_rate"`` or ``"frozen"``. Only
+      ``"frozen"`` is for heads too. ``(("", "per_weight"),)`` gives each single weight
+      its own rate, for studies: the papers' appendix E finds it inferior, and it costs
+      one float a weight.
     strict: Whether a parameter that no rule knows is an error.
     unit_axis: ``"last"``, or ``"first"`` for trees with units on axis 0 (Equinox).
-    granularity: ``"per_unit"``, or ``"per_weight"``: a rate for each weight.
+
+  Raises:
+    TypeError: An override is no pair of a regular expression and axes.
+    ValueError: An override's word or ``unit_axis`` is unknown, or a regular expression
+      is malformed.
+
+  Example:
+    >>> from alrao_jax import UnitOptions
+    >>> UnitOptions([["bias$", [0]]]) == UnitOptions((("bias$", (0,)),))
+    True
   """
 
-  overrides: tuple[Override, ...] = ()
-  heads: str | None = HEADS_REGEX
+  overrides: Sequence[Any] = ()
   strict: bool = False
-  unit_axis: str = "last"
-  granularity: str = "per_unit"
+  unit_axis: Literal["last", "first"] = "last"
+
+  def __new__(cls, *args: Any, **kwargs: Any):
+    """Refuses fields that were taken out."""
+    del args
+    refuse_removed("UnitOptions()", kwargs, cls.__dataclass_fields__)
+    return super().__new__(cls)
+
+  def __post_init__(self):
+    if isinstance(self.overrides, str) or not isinstance(self.overrides, Iterable):
+      raise TypeError(
+        "UnitOptions(overrides=...) must be pairs of a regular expression and axes, "
+        f"such as [(r'dense/kernel$', (0,))], got {self.overrides!r}."
+      )
+    parsed = tuple(parse_override(override) for override in self.overrides)
+    object.__setattr__(self, "overrides", parsed)  # frozen, but for its own making
+    if self.unit_axis not in ("last", "first"):
+      raise ValueError(
+        f"UnitOptions(unit_axis=...) must be 'last' or 'first', got {self.unit_axis!r}."
+      )
+    if not isinstance(self.strict, bool):
+      raise TypeError(
+        f"UnitOptions(strict=...) must be True or False, got {self.strict!r}."
+      )
 
 
-@dataclass(frozen=True)
-class UnitSpec:
-  """The units of one parameter.
+def check_options(call: str, units: Any) -> None:
+  """Refuses what is no :class:`UnitOptions`, such as overrides alone.
 
-  Attributes:
-    path: The parameter's path.
-    shape: Its shape.
-    kind: ``"unit"``, ``"per_weight"``, ``"one_rate"``, ``"frozen"`` (never updated) or
-      ``"head"`` (axis 0 indexes the heads, whose rates are not drawn).
-    axes: The axes that index the units, sorted; ``()`` for one rate.
-    group: Parameters of the same group share one vector of rates; "" for frozen ones
-      and heads, and for a layer at the root of the tree.
-    tiles: How many times the units are repeated along the last of ``axes``.
-    assumed: Whether no rule knew the parameter.
-    rule: The rule that decided, in words.
+  Raises:
+    TypeError: It is something else.
   """
-
-  path: str
-  shape: Shape
-  kind: Literal["unit", "per_weight", "one_rate", "frozen", "head"]
-  axes: Shape
-  group: str
-  tiles: int = 1
-  assumed: bool = False
-  rule: str = ""
-
-  @property
-  def unit_shape(self) -> Shape:
-    """The shape of the units: the parameter's along ``axes``, without tiles."""
-    sizes = [self.shape[axis] for axis in self.axes]
-    return (*sizes[:-1], sizes[-1] // self.tiles) if sizes else ()
-
-  @property
-  def num_units(self) -> int:
-    """The number of units."""
-    return math.prod(self.unit_shape)
+  if not isinstance(units, UnitOptions):
+    raise TypeError(
+      f"{call.removesuffix('()')}(units=...) must be UnitOptions, got {units!r}. Write "
+      "units=alrao_jax.UnitOptions(overrides=[(r'dense/kernel$', (0,))])."
+    )
 
 
-def unit_specs(
-  params: Any, options: UnitOptions = UnitOptions()
-) -> dict[str, UnitSpec]:
+@refuses_removed
+def unit_specs(params: Any, units: UnitOptions = UnitOptions()) -> dict[str, UnitSpec]:
   """Reads the units of every parameter from the shapes in a tree.
 
   What shapes can't tell, ``unit_overrides(model)`` of ``alrao_jax.linen`` and
@@ -93,13 +115,13 @@ def unit_specs(
   Args:
     params: Pytree of arrays or ``jax.ShapeDtypeStruct``: a linen or haiku dict, an
       ``nnx.State``, boxed or pure, an Equinox module, any nested dict.
-    options: See :class:`UnitOptions`.
+    units: How to read them.
 
   Returns:
     The :class:`UnitSpec` of each leaf by path, in the tree's order.
 
   Raises:
-    TypeError: A leaf is no array of a floating dtype; an override is malformed.
+    TypeError: A leaf is no array of a floating dtype, ``units`` no options.
     ValueError: An override matches nothing or doesn't fit; a bias fits no axes of its
       kernel, or several; gates don't divide; members of a group have different unit
       shapes; with ``strict``, no rule knows a leaf.
@@ -110,80 +132,38 @@ def unit_specs(
     >>> specs["kernel"].axes, specs["kernel"].num_units
     ((1,), 5)
   """
+  check_options("unit_specs()", units)
+  return read_units(shapes_of(params), units)
+
+
+def shapes_of(params: Any) -> tuple[tuple[str, Shape], ...]:
+  """The path and the shape of every parameter, all that its units depend on.
+
+  Raises:
+    TypeError: A leaf is no array of a floating dtype.
+  """
   check_tree("describe_units()", params)
-  _check_options(options)
-  leaves = flatten_with_paths(params)[0]
-  shapes = {path: _shape_of(path, leaf) for path, leaf in leaves}
-  heads = {path for path in shapes if head_name(path, options.heads) is not None}
-  body = {path: shape for path, shape in shapes.items() if path not in heads}
+  return tuple((p, _shape_of(p, leaf)) for p, leaf in flatten_with_paths(params)[0])
+
+
+def read_units(
+  shapes: tuple[tuple[str, Shape], ...], options: UnitOptions
+) -> dict[str, UnitSpec]:
+  """:func:`unit_specs`, from what :func:`shapes_of` returned."""
+  heads, body = {}, {}
+  for path, shape in shapes:
+    (body if head_name(path) is None else heads)[path] = shape
   given = match_overrides(body, heads, options.overrides)
-  rules = Rules(body, options.unit_axis, given)
-  specs, ranks = {}, {}
-  for path, shape in shapes.items():
-    what = given.get(path)
-    if path in heads:
-      specs[path] = _head(path, shape)
-    elif isinstance(what, str):
-      specs[path] = _by_word(path, shape, what, "override")
-    elif options.granularity == "per_weight":
-      specs[path] = _by_word(path, shape, "per_weight", "granularity")
-    elif what is not None:
-      specs[path] = _by_units(path, shape, what, rules.group(path))
-      ranks[path] = min(rules.rank(path), 1) if what.group is None else 2
-    else:
-      axes, rule, tiles, assumed = rules.read(path)
-      group = rules.group(path)
-      specs[path] = UnitSpec(path, shape, "unit", axes, group, tiles, assumed, rule)
-      ranks[path] = rules.rank(path)
+  tree = Shapes(body, heads, options.unit_axis, given)
+  specs = {path: read(tree, path) for path, _ in shapes}
   if options.strict:
     _check_nothing_assumed(specs)
-  return _settle_groups(specs, ranks)
-
-
-def _check_options(options: UnitOptions) -> None:
-  for name, allowed in (
-    ("unit_axis", ("last", "first")),
-    ("granularity", ("per_unit", "per_weight")),
-  ):
-    if (value := getattr(options, name)) not in allowed:
-      raise ValueError(f"{name} must be one of {allowed}, got {value!r}.")
+  return _settle_groups(specs)
 
 
 def _shape_of(path: str, leaf: Any) -> Shape:
   check_parameter(path, leaf)
   return tuple(leaf.shape)
-
-
-def _head(path: str, shape: Shape) -> UnitSpec:
-  if not shape:
-    raise ValueError(
-      f"Parameters of heads must have the heads on axis 0, got {path!r}, of shape ()."
-    )
-  return UnitSpec(path, shape, "head", (0,), "", rule="head")
-
-
-def _by_word(path: str, shape: Shape, word: Any, rule: str) -> UnitSpec:
-  axes = tuple(range(len(shape))) if word == "per_weight" else ()
-  return UnitSpec(path, shape, word, axes, "" if word == "frozen" else path, rule=rule)
-
-
-def _by_units(path: str, shape: Shape, units: Units, group: str) -> UnitSpec:
-  rank = len(shape)
-  axes = tuple(sorted(axis + rank if axis < 0 else axis for axis in units.axes))
-  if len(set(axes)) < len(axes) or any(not 0 <= axis < rank for axis in axes):
-    raise ValueError(
-      f"overrides must name different axes of {path!r}, which has shape {shape}, got "
-      f"{units.axes}."
-    )
-  if units.tiles < 1 or (
-    units.tiles > 1 and (not axes or shape[axes[-1]] % units.tiles)
-  ):
-    raise ValueError(
-      f"overrides must give a number of tiles that divides the last unit axis of "
-      f"{path!r}, which has shape {shape}, got {units}."
-    )
-  group = group if units.group is None else units.group
-  return UnitSpec(path, shape, "unit", axes, group, units.tiles, rule="override")
 
 
 def _check_nothing_assumed(specs: Mapping[str, UnitSpec]) -> None:
@@ -197,23 +177,22 @@ def _check_nothing_assumed(specs: Mapping[str, UnitSpec]) -> None:
     )
 
 
-def _settle_groups(
-  specs: dict[str, UnitSpec], ranks: Mapping[str, int]
-) -> dict[str, UnitSpec]:
+def _settle_groups(specs: dict[str, UnitSpec]) -> dict[str, UnitSpec]:
   """Gives a parameter its own group where its units differ from its group's.
 
   Kernels decide what the units of a layer are; without one, a layer's scale and bias
   share only if they agree. Cells and groups given by name must agree.
   """
   members: dict[str, list[UnitSpec]] = {}
-  for path in ranks:
-    members.setdefault(specs[path].group, []).append(specs[path])
+  for spec in specs.values():
+    if spec.kind not in ("head", "frozen"):
+      members.setdefault(spec.group, []).append(spec)
   for group, found in members.items():
     shapes = {spec.unit_shape for spec in found}
     if len(shapes) == 1:
       continue
-    top = max(ranks[spec.path] for spec in found)
-    leaders = [spec for spec in found if ranks[spec.path] == top]
+    top = max(spec.decides for spec in found)
+    leaders = [spec for spec in found if spec.decides == top]
     if top == 2:
       for spec in leaders:
         if spec.unit_shape != leaders[0].unit_shape:
@@ -230,14 +209,14 @@ def _settle_groups(
   return specs
 
 
-def describe_units(params: Any, **options: Any) -> str:
+@refuses_removed
+def describe_units(params: Any, units: UnitOptions = UnitOptions()) -> str:
   """Describes the units of every parameter in a table, before any training.
 
   Args:
     params: Pytree of arrays or ``jax.ShapeDtypeStruct``, such as the parameters that
       the optimizer is given, or ``jax.eval_shape`` of their initialisation.
-    **options: Those of :class:`UnitOptions`: ``overrides``, ``heads``, ``strict``,
-      ``unit_axis``, ``granularity``.
+    units: How to read them.
 
   Returns:
     A line for each parameter: its path, its shape, the axes that index its units (with
@@ -246,8 +225,8 @@ def describe_units(params: Any, **options: Any) -> str:
     count the rates that are drawn and name what was assumed.
 
   Raises:
-    TypeError: An option is unknown, or a leaf is no array of a floating dtype.
-    ValueError: As :func:`unit_specs` does.
+    TypeError: As :func:`unit_specs`.
+    ValueError: As :func:`unit_specs`.
 
   Example:
     >>> import jax.numpy as jnp
@@ -258,7 +237,8 @@ def describe_units(params: Any, **options: Any) -> str:
     dense/t       ()      ()         dense/t      1  scalar
     6 rates for 16 parameters in 2 groups.
   """
-  specs = list(unit_specs(params, UnitOptions(**options)).values())
+  check_options("describe_units()", units)
+  specs = list(unit_specs(params, units).values())
   header = ("parameter", "shape", "unit axes", "group", "units", "rule")
   lines = columns([header, *map(_row, specs)], right={4})
   drawn = [s for s in specs if s.kind not in ("frozen", "head")]
@@ -269,7 +249,7 @@ def describe_units(params: Any, **options: Any) -> str:
   )
   assumed = [s.path for s in specs if s.assumed]
   if assumed:
-    lines.append(f"Assumed, for want of a rule: {', '.join(assumed)}.")
+    lines.append(f"Assumed, since no rule knows them: {', '.join(assumed)}.")
   return "\n".join(lines)
 
 

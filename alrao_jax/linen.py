@@ -14,12 +14,12 @@ from flax.linen.fp8_ops import OVERWRITE_WITH_GRADIENT
 from flax.training import train_state
 
 from . import _convert
-from ._checks import check_count
+from ._checks import check_count, refuses_removed
 from ._heads import TrackHeadsState
 from ._multi_head import HeadOutputs, head_product, multi_head
 from ._predict import Output, predict_from
 from ._rules import Known, Override, einsum_kernel, overrides_from
-from ._tree import HEADS, HEADS_REGEX, find_states
+from ._tree import HEADS, find_states
 
 PyTree = Any
 
@@ -315,7 +315,7 @@ class TrainState(train_state.TrainState):
     Args:
       grads: gradients, a tree like ``params``.
       head_log_likelihoods: ``info.head_log_likelihoods`` as the loss returned it, shape
-        ``(num_heads,)``; a mapping by name for several MultiHeads.
+        ``(num_heads,)``; a mapping by path for several MultiHeads.
       extra_args: what else ``tx.update`` takes by keyword, such as ``{"value": loss}``.
       **kwargs: fields to replace, such as ``batch_stats=alrao_jax.keep_finite(
         updated["batch_stats"], state.batch_stats)``.
@@ -355,12 +355,8 @@ def _check_takes(update: Any, extra: Mapping[str, Any]) -> None:
     pass
 
 
-def collapse(
-  state: train_state.TrainState,
-  keep: int | Sequence[int] = 1,
-  *,
-  heads: str = HEADS_REGEX,
-) -> Any:
+@refuses_removed
+def collapse(state: train_state.TrainState, keep: int | Sequence[int] = 1) -> Any:
   """Keeps the best heads of a train state.
 
   What ``alrao_jax.collapse`` does, for every field of the state: ``params``,
@@ -371,7 +367,6 @@ def collapse(
   Args:
     state: The train state, of Flax or of this library.
     keep: How many heads, the best by the posterior; or their indices.
-    heads: Regular expression for the paths of the heads' parameters.
 
   Returns:
     The new state, of the same class.
@@ -398,20 +393,15 @@ def collapse(
       raise ValueError(
         "linen.collapse(state) must hold the state of one track_heads, in opt_state, "
         f"got another one in {name!r}. Collapse each optimizer's state by "
-        "alrao_jax.collapse(optimizer, params, opt_state, keep), and state.replace(...)"
+        "alrao_jax.collapse(optimizer, opt_state, params, keep), and state.replace(...)"
         " the fields."
       )
   params: Any = state.params
   # Flax gives the optimizer a part, where fp8 statistics are beside it.
   trained = params["params"] if OVERWRITE_WITH_GRADIENT in params else params
-  kept = _convert.kept_heads(keep, trained, state.opt_state, heads)
-  _, opt_state = _convert.collapse(
-    state.tx, trained, state.opt_state, kept, heads=heads
-  )
-  sliced = {
-    name: _convert.take_heads(getattr(state, name), kept, heads=heads)
-    for name in others
-  }
+  kept = _convert.kept_heads(keep, state.opt_state, trained)
+  opt_state, _ = _convert.collapse(state.tx, state.opt_state, trained, kept)
+  sliced = {name: _convert.take_heads(getattr(state, name), kept) for name in others}
   return state.replace(**sliced, opt_state=opt_state)
 
 
@@ -426,7 +416,7 @@ def export(
 
   Args:
     state: The train state, of Flax or of this library.
-    head: Which head to take, for several MultiHeads also a mapping by name. By default
+    head: Which head to take, for several MultiHeads also a mapping by path. By default
       the best by the posterior.
 
   Returns:
@@ -453,8 +443,7 @@ def export(
   # Flax keeps fp8 statistics beside what is trained, all in ``params``.
   if OVERWRITE_WITH_GRADIENT in variables["params"]:
     variables |= variables["params"]
-  opt_state = state.opt_state if head is None else None
-  return dict(_convert.export(variables, opt_state, head=head))
+  return dict(_convert.export(state.opt_state, variables, head=head))
 
 
 def _other_fields(call: str, state: Any) -> list[str]:
@@ -487,8 +476,8 @@ def unit_overrides(model: nn.Module, *args: Any, **kwargs: Any) -> tuple[Overrid
     **kwargs: Likewise, such as ``train=True`` or ``method``.
 
   Returns:
-    The ``overrides`` of ``alrao_jax.alrao`` and of ``alrao_jax.describe_units``, to
-    which others may be added: the first that matches wins.
+    The overrides for ``alrao_jax.UnitOptions(overrides)``, to which others may be
+    added: the first that matches wins.
 
   Example:
     >>> import flax.linen as nn, jax.numpy as jnp, alrao_jax.linen

@@ -13,7 +13,7 @@ from ._checks import check_count
 from ._multi_head import HeadOutputs, head_product, multi_head
 from ._predict import Output, predict_from
 from ._rules import Known, Override, einsum_kernel, overrides_from
-from ._tree import HEADS_REGEX
+from ._tree import HEADS
 
 PyTree = Any
 
@@ -297,8 +297,8 @@ def collapse(
       "parameters and an optimizer's state alrao_jax.collapse(...)."
     )
   params = nnx.state(model, optimizer.wrt)
-  kept = _convert.kept_heads(keep, params, optimizer.opt_state, HEADS_REGEX)
-  _, opt_state = _convert.collapse(optimizer.tx, params, optimizer.opt_state, kept)
+  kept = _convert.kept_heads(keep, optimizer.opt_state, params)
+  opt_state, _ = _convert.collapse(optimizer.tx, optimizer.opt_state, params, kept)
   # The optimizer's state first: it alone can be refused.
   is_variable = lambda node: isinstance(node, nnx.Variable)  # noqa: E731
   held = jax.tree.leaves(optimizer.opt_state, is_leaf=is_variable)
@@ -321,14 +321,14 @@ def export(
 
   The layer is the best head by the posterior, as if it had been made so: the copy
   serves like any model of Flax. (For a model of another program, ``alrao_jax.export(
-  nnx.state(model), opt_state)`` is the state that ``nnx.update(plain_model, ...)``
+  opt_state, nnx.state(model))`` is the state that ``nnx.update(plain_model, ...)``
   takes.)
 
   Args:
     model: A model with one or several MultiHeads; a MultiHead itself will do.
     opt_state: ``optimizer.opt_state``, whose posterior chooses. May be left out where
       there is one head.
-    head: Which head to take instead, for several MultiHeads also a mapping by name.
+    head: Which head to take instead, for several MultiHeads also a mapping by path.
 
   Returns:
     The copy; ``model`` is not changed.
@@ -348,13 +348,11 @@ def export(
     (4, 3)
   """
   _check_model("export", model)
-  chosen = _convert.chosen_heads(
-    "export()", nnx.state(model), opt_state, head, HEADS_REGEX
-  )
+  chosen = _convert.chosen_heads("export()", opt_state, nnx.state(model), head)
   model = nnx.clone(model)
   # By identity: a MultiHead may stand in several places.
   singles = {
-    id(module): _single(module, chosen["/".join(map(str, path))])
+    id(module): _single(module, chosen["/".join(map(str, path)) or HEADS])
     for path, module in nnx.iter_modules(model)
     if isinstance(module, MultiHead)
   }
@@ -420,8 +418,8 @@ def unit_overrides(model: nnx.Module) -> tuple[Override, ...]:
     model: A module; ``nnx.eval_shape(lambda: Model(rngs=nnx.Rngs(0)))`` will do.
 
   Returns:
-    The ``overrides`` of ``alrao_jax.alrao`` and of ``alrao_jax.describe_units``, to
-    which others may be added: the first that matches wins.
+    The overrides for ``alrao_jax.UnitOptions(overrides)``, to which others may be
+    added: the first that matches wins.
 
   Example:
     >>> import alrao_jax.nnx

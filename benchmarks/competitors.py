@@ -210,7 +210,11 @@ def _memory(compiled: Any) -> dict[str, float]:
 def _rates_bytes(opt_state: Any) -> float:
   """Bytes of Alrao's rates, 0 without."""
   leaves = jax.tree.leaves(opt_state, is_leaf=_has_rates)
-  return float(sum(leaf.quantiles.nbytes for leaf in leaves if _has_rates(leaf)))
+  return float(
+    sum(
+      leaf.ladder.nbytes + leaf.quantiles.nbytes for leaf in leaves if _has_rates(leaf)
+    )
+  )
 
 
 def _has_rates(node: Any) -> bool:

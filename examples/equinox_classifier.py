@@ -21,7 +21,7 @@ import alrao_jax as alrao
 import digits
 
 # Axis 0 of every weight is its layer's units.
-UNITS = ((r"layers/\d+/weight$", (0,)),)
+UNITS = alrao.UnitOptions(overrides=((r"layers/\d+/weight$", (0,)),))
 
 
 class Classifier(eqx.Module):
@@ -87,7 +87,7 @@ def main(config: Config) -> float:
   train, test = digits.load()
   init_key, rates_key = jax.random.split(jax.random.key(config.seed))
   model = Classifier(init_key)
-  optimizer = alrao.alrao(rates_key, overrides=UNITS)
+  optimizer = alrao.alrao(rates_key, units=UNITS)
   opt_state = optimizer.init(eqx.filter(model, eqx.is_inexact_array))
 
   @eqx.filter_jit
@@ -105,7 +105,7 @@ def main(config: Config) -> float:
     return eqx.apply_updates(model, updates), opt_state
 
   params: Any = eqx.filter(model, eqx.is_inexact_array)
-  print(alrao.describe_units(params, overrides=UNITS))
+  print(alrao.describe_units(params, units=UNITS))
   for batch in digits.batches(train, config.epochs, config.seed):
     model, opt_state = train_step(model, opt_state, batch)
   log_probs = alrao.mixture_log_probs(model(test.images), alrao.log_weights(opt_state))

@@ -7,6 +7,10 @@ rematerialised (`nn.remat`, linen's `jax.checkpoint`), so that only their inputs
 kept for the backward pass. Parameters, Alrao's rates and the heads' posterior are
 float32; so are the heads, whose log-likelihoods the posterior adds up. It ends at a
 test accuracy of about 98 %.
+
+In float16, which needs loss scaling, write `DynamicScale().value_and_grad` (Flax's) for
+`jax.value_and_grad`, and keep parameters and optimizer state of steps that it calls not
+finite. It sees an overflow of every head that has a part in the mixture.
 """
 
 import dataclasses

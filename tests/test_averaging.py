@@ -245,7 +245,7 @@ def test_survivors_without_weight_leave_everything_alone():
     _same(method.update(state, jnp.array([0.0, -jnp.inf])), state)
 
 
-@pytest.mark.parametrize("out", [-np.inf, np.inf, np.nan])
+@pytest.mark.parametrize("out", [-np.inf, np.inf])
 def test_a_head_that_was_out_may_come_back(x64, out):
   method = switch()
   state = method.init(3, jnp.float64)
@@ -256,6 +256,39 @@ def test_a_head_that_was_out_may_come_back(x64, out):
   for _ in range(20):
     state = method.update(state, jnp.array([-5.0, -1.0, -5.0]))
   assert _weights(method, state)[1] > 0.9
+
+
+@pytest.mark.parametrize(
+  "method", [bayes(), bayes(likelihood_scale=32.0), switch(0.0), fixed_share(0.0)]
+)
+def test_a_head_of_which_nothing_was_seen_keeps_its_weight(x64, method):
+  state = method.init(4, jnp.float64)
+  state = method.update(state, jnp.array([-1.0, -1.2, -1.1, -1.3]))
+  before = _weights(method, state)
+  seen = np.array([-2.0, np.nan, -2.3, np.nan])
+  after = _weights(method, method.update(state, jnp.asarray(seen)))
+  np.testing.assert_allclose(after[[1, 3]], before[[1, 3]], rtol=1e-12)
+  # The others share their weight by Bayes' rule.
+  scale = 32.0 if method.update.args[-1] == 32.0 else 1.0
+  expected = before[[0, 2]] * np.exp(scale * seen[[0, 2]])
+  expected *= before[[0, 2]].sum() / expected.sum()
+  np.testing.assert_allclose(after[[0, 2]], expected, rtol=1e-12)
+
+
+@METHOD
+def test_a_head_of_which_nothing_was_seen_counts_as_the_mixture_of_the_others(method):
+  state = method.update(method.init(3), jnp.array([-1.0, -2.0, -3.0]))
+  weights = _weights(method, state)[:2]
+  mixture = np.log(weights @ np.exp([-1.0, -1.5]) / weights.sum())
+  unseen = method.update(state, jnp.array([-1.0, -1.5, jnp.nan]))
+  filled = method.update(state, jnp.array([-1.0, -1.5, mixture]))
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-6), unseen, filled)
+
+
+@METHOD
+def test_where_the_heads_that_were_seen_are_out_nothing_changes(method):
+  state = method.update(method.init(3), jnp.array([-1.0, -2.0, -3.0]))
+  _same(method.update(state, jnp.array([-jnp.inf, jnp.nan, jnp.nan])), state)
 
 
 @pytest.mark.parametrize("method", [switch(), fixed_share(0.01)])
@@ -482,3 +515,20 @@ def test_the_states_are_the_documented_ones():
   assert isinstance(switch().init(2), _averaging.SwitchState)
   assert isinstance(bayes().init(2), _averaging.BayesState)
   assert isinstance(fixed_share(0.1).init(2), _averaging.FixedShareState)
+
+
+@pytest.mark.parametrize(
+  "averaging", [switch(), switch(0.0), bayes(), fixed_share(0.1)]
+)
+def test_a_state_that_lost_heads_sums_to_one(averaging):
+  state = averaging.update(averaging.init(4), jnp.array([-1.0, -2.0, -3.0, -0.5]))
+  before = averaging.log_weights(state)[:2]
+  lost = jax.tree.map(lambda leaf: leaf[:2] if leaf.ndim else leaf, state)
+  kept = lost.renormalised()
+  leaves = [leaf for leaf in jax.tree.leaves(kept) if leaf.ndim]
+  assert abs(float(jax.nn.logsumexp(jnp.concatenate(leaves)))) < 1e-6
+  weights = averaging.log_weights(kept)
+  np.testing.assert_allclose(weights, jax.nn.log_softmax(before), atol=1e-6)
+  none = jax.tree.map(lambda x: jnp.full_like(x, -jnp.inf) if x.ndim else x, lost)
+  uniform = averaging.log_weights(none.renormalised())
+  np.testing.assert_allclose(uniform, jnp.log(jnp.full(2, 0.5)), atol=1e-6)

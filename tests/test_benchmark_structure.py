@@ -29,7 +29,7 @@ def find_rates(opt_state):
     return isinstance(node, alrao_jax.ScaleByUnitRatesState)
 
   leaves = jax.tree.leaves(opt_state, is_leaf=is_rates)
-  (rates,) = [leaf.quantiles for leaf in leaves if is_rates(leaf)]
+  (rates,) = [leaf for leaf in leaves if is_rates(leaf)]
   return rates
 
 
@@ -112,8 +112,10 @@ def test_rates_take_one_float_a_unit(network, share):
   params = network_shapes(network, num_heads=10)["params"]
   optimizer = OPTIMIZERS["alrao"].make(Setting(jax.random.key(0), None, 1, True))
   rates = find_rates(jax.eval_shape(optimizer.init, params))
-  assert rates.dtype == np.float32
-  assert rates.size < share * 1.1 * num_parameters({"params": params})
+  assert rates.quantiles.dtype == np.float32
+  assert rates.ladder.size + rates.quantiles.size < share * 1.1 * num_parameters(
+    {"params": params}
+  )
 
 
 def test_nothing_else_of_the_state_grows_with_the_network():
@@ -123,5 +125,6 @@ def test_nothing_else_of_the_state_grows_with_the_network():
     program = NETWORK._replace(width=width).program(ALRAO)
     opt_state = program.init(0, None).opt_state
     num_entries = sum(leaf.size for leaf in jax.tree.leaves(opt_state))
-    sizes.append(num_entries - find_rates(opt_state).size)
+    rates = find_rates(opt_state)
+    sizes.append(num_entries - rates.ladder.size - rates.quantiles.size)
   assert sizes[0] == sizes[1] < 5 * NUM_HEADS

@@ -238,8 +238,8 @@ STATE_CALLS = {
   "log_weights": lambda tx, p, s: alrao.log_weights(s),
   "best_heads": lambda tx, p, s: alrao.best_heads(s),
   "eval_params": lambda tx, p, s: alrao.eval_params(s, p),
-  "export": lambda tx, p, s: alrao.export(p, s),
-  "collapse": lambda tx, p, s: alrao.collapse(tx, p, s),
+  "export": lambda tx, p, s: alrao.export(s, p),
+  "collapse": lambda tx, p, s: alrao.collapse(tx, s, p),
   "report": lambda tx, p, s: alrao.report(s, p),
   "scalars": lambda tx, p, s: alrao.scalars(s, p, p),
   "unit_rates": lambda tx, p, s: alrao.unit_rates(s, p),
@@ -263,8 +263,8 @@ SIGNATURES = {
   "log_weights": "log_weights(opt_state)",
   "best_heads": "best_heads(opt_state, keep)",
   "eval_params": "eval_params(opt_state, params)",
-  "export": "export(params, opt_state)",
-  "collapse": "collapse(optimizer, params, opt_state)",
+  "export": "export(opt_state, params)",
+  "collapse": "collapse(optimizer, opt_state, params)",
   "report": "report(opt_state, params)",
   "scalars": "scalars(opt_state, params)",
   "unit_rates": "unit_rates(opt_state, params)",
@@ -411,7 +411,7 @@ def test_parts_of_a_chain_name_functions_in_the_parameters(make):
 def test_an_equinox_model_that_was_not_filtered_is_named():
   eqx = pytest.importorskip("equinox", reason="equinox is no dependency")
   model = eqx.nn.MLP(3, 4, 5, 1, key=jax.random.key(0))
-  optimizer = alrao.alrao(jax.random.key(0), optax.trace(0.9), heads=None)
+  optimizer = alrao.alrao(jax.random.key(0), optax.trace(0.9), heads=False)
   with pytest.raises(TypeError, match=r"eqx.filter\(model, eqx.is_inexact_array\)"):
     optimizer.init(model)
   params = eqx.filter(model, eqx.is_inexact_array)

@@ -80,7 +80,7 @@ def test_value_and_gradient_are_the_whole_batchs(chunk_size):
   assert all((np.asarray(g) != 0).any() for g in jax.tree.leaves(gradients))
 
 
-def test_head_that_diverges_in_one_chunk_is_out_of_all():
+def test_head_that_diverges_in_one_chunk_has_diverged_in_all():
   params, inputs, targets, log_weights = problem()
   # One head's logits overflow, for one example.
   inputs = inputs.at[:, 0].set(0).at[3, 0].set(1e10)
@@ -89,7 +89,7 @@ def test_head_that_diverges_in_one_chunk_is_out_of_all():
   args = (inputs, targets, log_weights)
   (loss, info), gradients = assert_equal_to_whole(params, *args, chunk_size=2)
   assert np.isfinite(loss)
-  assert info.alive.tolist() == [True, False, True]
+  assert info.healthy.tolist() == [True, False, True]
   assert (gradients["heads"][1] == 0).all()
   assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
 
@@ -101,7 +101,20 @@ def test_examples_of_weight_zero_never_matter():
   args = (inputs, targets, log_weights)
   (loss, info), _ = assert_equal_to_whole(params, *args, chunk_size=2, weights=weights)
   assert np.isfinite(loss)
-  assert info.alive.all()
+  assert info.healthy.all()
+
+
+def test_chunks_without_weight_are_no_observation():
+  params, *args = problem()
+  for weights in (jnp.zeros(EXAMPLES), (jnp.arange(EXAMPLES) > 3).astype(float)):
+    (loss, info), gradients = assert_equal_to_whole(
+      params, *args, chunk_size=2, weights=weights
+    )
+    assert np.isfinite(loss)
+    seen = bool(weights.any())
+    assert np.isfinite(info.head_log_likelihoods).tolist() == [seen] * HEADS
+    assert info.num_examples == weights.sum()
+    assert all((np.asarray(g) != 0).any() == seen for g in jax.tree.leaves(gradients))
 
 
 def test_targets_have_no_gradient():

@@ -58,7 +58,9 @@ OPTIMIZERS = {
   "sgd": lambda: alrao.alrao(KEY),
   "momentum": lambda: alrao.alrao(KEY, optax.trace(0.9)),
   "adam": lambda: alrao.alrao(KEY, optax.scale_by_adam(), 1e-6, 1.0),
-  "redraw": lambda: alrao.alrao(KEY, redraw=True, overrides=(("dense/kernel", (0,)),)),
+  "overrides": lambda: alrao.alrao(
+    KEY, units=alrao.UnitOptions(overrides=(("dense/kernel", (0,)),))
+  ),
   "clipped_adam": lambda: alrao.alrao(
     KEY,
     alrao.per_head(optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam())),
@@ -125,7 +127,9 @@ def trained(name):
 
 @functools.cache
 def collapsed(name):
-  return alrao.collapse(*trained(name), KEPT)
+  optimizer, params, opt_state = trained(name)
+  opt_state, params = alrao.collapse(optimizer, opt_state, params, KEPT)
+  return params, opt_state
 
 
 def shapes_of(tree):
@@ -159,8 +163,8 @@ def test_kept_heads_and_body_train_on_as_if_none_had_gone(name):
 @each_optimizer
 def test_keeping_all_heads_changes_nothing(name):
   optimizer, params, opt_state = trained(name)
-  kept = alrao.collapse(optimizer, params, opt_state, keep=N)
-  assert_trees_equal(kept, (params, opt_state))
+  kept = alrao.collapse(optimizer, opt_state, params, keep=N)
+  assert_trees_equal(kept, (opt_state, params))
 
 
 @each_optimizer
@@ -186,7 +190,7 @@ def test_training_goes_on_with_one_further_compilation(name):
 def test_collapse_by_indices_compiles(name):
   optimizer, params, opt_state = trained(name)
   eager = collapsed(name)
-  jitted = jax.jit(lambda p, s: alrao.collapse(optimizer, p, s, KEPT))(
+  jitted = jax.jit(lambda p, s: alrao.collapse(optimizer, s, p, KEPT)[::-1])(
     params, opt_state
   )
   assert jax.tree.structure(jitted) == jax.tree.structure(eager)
@@ -200,11 +204,12 @@ def test_collapse_by_indices_compiles(name):
 def test_rates_of_kept_heads_and_of_the_body_stay(keep):
   optimizer, params, opt_state = trained("momentum")
   kept = alrao.best_heads(opt_state, keep) if isinstance(keep, int) else keep
-  quantiles = find_rates(opt_state).quantiles
+  before = find_rates(opt_state)
   rates = alrao.take_heads(alrao.unit_rates(opt_state, params), kept)
-  params, opt_state = alrao.collapse(optimizer, params, opt_state, keep)
-  expected = np.concatenate([quantiles[np.array(sorted(kept))], quantiles[N:]])
-  np.testing.assert_array_equal(find_rates(opt_state).quantiles, expected)
+  opt_state, params = alrao.collapse(optimizer, opt_state, params, keep)
+  after = find_rates(opt_state)
+  np.testing.assert_array_equal(after.ladder, before.ladder[np.array(sorted(kept))])
+  np.testing.assert_array_equal(after.quantiles, before.quantiles)
   assert_rates_close(alrao.unit_rates(opt_state, params), rates)
 
 
@@ -219,8 +224,8 @@ def assert_rates_close(found, expected):
 
 def test_indices_in_any_order_keep_the_ladder_ascending():
   optimizer, params, opt_state = trained("momentum")
-  shuffled = alrao.collapse(optimizer, params, opt_state, KEPT[::-1])
-  assert_trees_equal(shuffled, collapsed("momentum"))
+  shuffled = alrao.collapse(optimizer, opt_state, params, KEPT[::-1])
+  assert_trees_equal(shuffled[::-1], collapsed("momentum"))
 
 
 def test_the_guard_goes_on_as_it_was():
@@ -233,14 +238,14 @@ def test_the_guard_goes_on_as_it_was():
 
 def test_a_number_keeps_the_best_heads_in_their_order():
   optimizer, params, opt_state = trained("sgd")
-  kept, _ = alrao.collapse(optimizer, params, opt_state, keep=2)
+  _, kept = alrao.collapse(optimizer, opt_state, params, keep=2)
   assert alrao.best_heads(opt_state, 2) == (1, 3)  # by LOG_LIKELIHOODS
   assert_trees_equal(kept, alrao.take_heads(params, (1, 3)))
 
 
 def test_momenta_are_sliced_like_their_parameters():
   optimizer, params, opt_state = trained("momentum")
-  _, collapsed = alrao.collapse(optimizer, params, opt_state, KEPT)
+  collapsed, _ = alrao.collapse(optimizer, opt_state, params, KEPT)
   trace = find_state(opt_state, optax.TraceState, "trace").trace
   found = find_state(collapsed, optax.TraceState, "trace").trace
   assert_trees_equal(found, alrao.take_heads(trace, KEPT))
@@ -248,7 +253,7 @@ def test_momenta_are_sliced_like_their_parameters():
 
 def test_per_head_counters_are_sliced():
   optimizer, params, opt_state = trained("clipped_adam")
-  _, opt_state = alrao.collapse(optimizer, params, opt_state, KEPT)
+  opt_state, _ = alrao.collapse(optimizer, opt_state, params, KEPT)
   counts = find_state(opt_state, alrao.PerHeadState, "per_head").heads[1].count
   np.testing.assert_array_equal(counts, [3, 3])
 
@@ -256,7 +261,7 @@ def test_per_head_counters_are_sliced():
 def test_switch_keeps_the_odds_of_all_its_entries():
   optimizer, params, opt_state = trained("sgd")
   before = find_state(opt_state, alrao.SwitchState, "track_heads")
-  _, opt_state = alrao.collapse(optimizer, params, opt_state, KEPT)
+  opt_state, _ = alrao.collapse(optimizer, opt_state, params, KEPT)
   after = find_state(opt_state, alrao.SwitchState, "track_heads")
   entries = lambda s, i: np.concatenate([s.alpha[i], s.beta[i]])  # noqa: E731
   old, new = entries(before, np.array(KEPT)), entries(after, np.array([0, 1]))
@@ -274,7 +279,7 @@ def test_heads_without_weight_share_alike(averaging):
   _, opt_state = jax.jit(optimizer.update)(
     params, jax.jit(optimizer.init)(params), params, head_log_likelihoods=out
   )
-  params, opt_state = alrao.collapse(optimizer, params, opt_state, (3, 4))
+  opt_state, params = alrao.collapse(optimizer, opt_state, params, (3, 4))
   np.testing.assert_allclose(jnp.exp(alrao.log_weights(opt_state)), 0.5, rtol=1e-6)
   _, opt_state = jax.jit(optimizer.update)(
     params, opt_state, params, head_log_likelihoods=jnp.log(jnp.array([0.6, 0.2]))
@@ -286,7 +291,7 @@ def test_heads_without_weight_share_alike(averaging):
 
 def test_one_head_has_weight_one_and_keeps_it():
   optimizer, params, opt_state = trained("sgd")
-  params, opt_state = alrao.collapse(optimizer, params, opt_state)
+  opt_state, params = alrao.collapse(optimizer, opt_state, params)
   assert alrao.log_weights(opt_state).tolist() == [0.0]
   _, opt_state = jax.jit(optimizer.update)(
     params, opt_state, params, head_log_likelihoods=jnp.array([-3.0])
@@ -296,12 +301,12 @@ def test_one_head_has_weight_one_and_keeps_it():
 
 def test_collapse_twice_is_collapse_once():
   optimizer, params, opt_state = trained("momentum")
-  once = alrao.collapse(optimizer, params, opt_state, (3,))
-  twice = alrao.collapse(optimizer, params, opt_state, KEPT)
+  once = alrao.collapse(optimizer, opt_state, params, (3,))
+  twice = alrao.collapse(optimizer, opt_state, params, KEPT)
   twice = alrao.collapse(optimizer, *twice, (KEPT.index(3),))
-  assert_trees_equal(once[0], twice[0])
+  assert_trees_equal(once[1], twice[1])
   # Two normalisations instead of one; a single head's are both exact.
-  assert alrao.log_weights(twice[1]).tolist() == alrao.log_weights(once[1]).tolist()
+  assert alrao.log_weights(twice[0]).tolist() == alrao.log_weights(once[0]).tolist()
 
 
 # Of equal heads, of a clear winner and of two heads far apart.
@@ -344,7 +349,7 @@ def test_collapse_moves_no_rate_that_follows_the_posterior(observed):
   rates = body_rates(opt_state, params)
   close = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=0)
   for keep in (1, 2, (0, 4), 4):
-    fewer, fewer_state = alrao.collapse(optimizer, params, opt_state, keep)
+    fewer_state, fewer = alrao.collapse(optimizer, opt_state, params, keep)
     close(body_rates(fewer_state, fewer), rates)
     fewer_state = saved_and_restored(fewer_state)
     num_heads = fewer["out"]["alrao_heads"]["bias"].shape[0]
@@ -352,7 +357,7 @@ def test_collapse_moves_no_rate_that_follows_the_posterior(observed):
     fewer_state = observe(optimizer, fewer, fewer_state, equal)
     close(body_rates(fewer_state, fewer), rates)
     if keep == 4:  # a second time, right after
-      fewer, fewer_state = alrao.collapse(optimizer, fewer, fewer_state, 2)
+      fewer_state, fewer = alrao.collapse(optimizer, fewer_state, fewer, 2)
       fewer_state = observe(optimizer, fewer, fewer_state, jnp.zeros(2))
       close(body_rates(fewer_state, fewer), rates)
 
@@ -363,10 +368,10 @@ def test_with_one_head_rates_stand_and_with_several_they_follow():
   observed = jnp.array(OBSERVED[1])
   opt_state = observe(optimizer, params, optimizer.init(params), observed, steps=20)
   rates = body_rates(opt_state, params)
-  one, state = alrao.collapse(optimizer, params, opt_state, 1)
+  state, one = alrao.collapse(optimizer, opt_state, params, 1)
   state = observe(optimizer, one, state, jnp.zeros(1), steps=30)
   np.testing.assert_allclose(body_rates(state, one), rates, rtol=1e-6)
-  few, state = alrao.collapse(optimizer, params, opt_state, (2, 3, 4))
+  state, few = alrao.collapse(optimizer, opt_state, params, (2, 3, 4))
   state = observe(optimizer, few, state, jnp.array([-3.0, -3.0, 0.0]), steps=30)
   # Quantiles 1/2 to 1: half of the interval's three decades, less what is left of it.
   moved = np.log10(body_rates(state, few) / rates)
@@ -379,7 +384,7 @@ def test_rates_stay_in_their_interval_and_order_after_any_collapse():
   opt_state = observe(
     optimizer, params, optimizer.init(params), jnp.array(OBSERVED[1]), steps=20
   )
-  few, state = alrao.collapse(optimizer, params, opt_state, (0, 4))  # as far as can be
+  state, few = alrao.collapse(optimizer, opt_state, params, (0, 4))  # as far as can be
   for observed in ([0.0, -5.0], [-5.0, 0.0]):
     state = observe(optimizer, few, state, jnp.array(observed), steps=20)
     low, high = find_rates(state).unit_distribution
@@ -395,7 +400,7 @@ def test_injected_bounds_move_rates_after_a_collapse_too():
   opt_state = observe(
     optimizer, params, optimizer.init(params), jnp.array(OBSERVED[1]), steps=5
   )
-  one, state = alrao.collapse(optimizer, params, opt_state, 1)
+  state, one = alrao.collapse(optimizer, opt_state, params, 1)
   before = find_rates(state).unit_distribution
   state.hyperparams["max_learning_rate"] = jnp.asarray(0.05, jnp.float32)
   state = observe(optimizer, one, state, jnp.zeros(1))
@@ -407,7 +412,7 @@ def test_injected_bounds_move_rates_after_a_collapse_too():
 @functools.cache
 def two_layers():
   layer = {"alrao_heads": {"kernel": jnp.ones((N, 7, 3))}}
-  optimizer = alrao.alrao(KEY, names=("policy", "value"))
+  optimizer = alrao.alrao(KEY)
   params = {"policy": layer, "value": jax.tree.map(jnp.copy, layer)}
   observed = {
     "policy": jnp.array([-1.0, -0.5, -0.6, -3.0, -3.0]),
@@ -423,7 +428,7 @@ def test_several_layers_keep_the_heads_that_are_best_together():
   optimizer, params, opt_state = two_layers()
   assert alrao.best_heads(opt_state) == (2,)  # -1.2 in all; 1 and 3 have -3.5
   before = alrao.unit_rates(opt_state, params)
-  params, opt_state = alrao.collapse(optimizer, params, opt_state)
+  opt_state, params = alrao.collapse(optimizer, opt_state, params)
   assert_rates_close(
     alrao.unit_rates(opt_state, params), alrao.take_heads(before, (2,))
   )
@@ -439,23 +444,12 @@ def test_several_layers_keep_the_heads_that_are_best_together():
 
 def test_each_layers_weights_are_renormalised():
   optimizer, params, opt_state = two_layers()
-  _, collapsed = alrao.collapse(optimizer, params, opt_state, (1, 2))
+  collapsed, _ = alrao.collapse(optimizer, opt_state, params, (1, 2))
   for name in ("policy", "value"):
     before = alrao.log_weights(opt_state, name)[1:3]
     np.testing.assert_allclose(
       alrao.log_weights(collapsed, name), jax.nn.log_softmax(before), atol=1e-6
     )
-
-
-def test_heads_by_another_pattern():
-  params = {"encoder": {"decoder": jnp.ones((7, 4))}, "decoder": jnp.ones((N, 4, 3))}
-  optimizer = alrao.alrao(KEY, optax.trace(0.9), heads="^decoder")
-  opt_state = jax.jit(optimizer.init)(params)
-  params, opt_state = alrao.collapse(
-    optimizer, params, opt_state, KEPT, heads="^decoder"
-  )
-  assert params["encoder"]["decoder"].shape == (7, 4)
-  assert find_state(opt_state, optax.TraceState, "trace").trace["decoder"].shape[0] == 2
 
 
 def test_averaging_of_ones_own_is_sliced():
@@ -472,7 +466,7 @@ def test_averaging_of_ones_own_is_sliced():
     params,
     head_log_likelihoods=jnp.asarray(LOG_LIKELIHOODS),
   )
-  _, opt_state = alrao.collapse(optimizer, params, opt_state, KEPT)
+  opt_state, _ = alrao.collapse(optimizer, opt_state, params, KEPT)
   state = find_state(opt_state, TrackHeadsState, "track_heads")
   np.testing.assert_array_equal(state.averaging["sum"], LOG_LIKELIHOODS[np.array(KEPT)])
   np.testing.assert_allclose(jnp.exp(state.log_weights).sum(), 1, atol=1e-6)
@@ -481,10 +475,10 @@ def test_averaging_of_ones_own_is_sliced():
 def test_vmap_over_seeds():
   optimizer, params, opt_state = trained("sgd")
   stack = lambda tree: jax.tree.map(lambda x: jnp.stack([x, x]), tree)  # noqa: E731
-  collapse = lambda p, s: alrao.collapse(optimizer, p, s, KEPT)  # noqa: E731
+  collapse = lambda p, s: alrao.collapse(optimizer, s, p, KEPT)  # noqa: E731
   both = jax.vmap(collapse)(stack(params), stack(opt_state))
   assert_trees_equal(
-    jax.tree.map(lambda x: x[1], both[0]), collapse(params, opt_state)[0]
+    jax.tree.map(lambda x: x[1], both[1]), collapse(params, opt_state)[1]
   )
 
 
@@ -505,48 +499,48 @@ def test_vmap_over_seeds():
 def test_wrong_keep_is_an_error(keep, error, message):
   optimizer, params, opt_state = trained("sgd")
   with pytest.raises(error, match=message):
-    alrao.collapse(optimizer, params, opt_state, keep)
+    alrao.collapse(optimizer, opt_state, params, keep)
 
 
 def test_the_best_heads_must_be_known():
   optimizer, params, opt_state = trained("sgd")
   with pytest.raises(TypeError, match="outside of jax.jit"):
-    jax.jit(lambda p, s: alrao.collapse(optimizer, p, s, 1))(params, opt_state)
+    jax.jit(lambda p, s: alrao.collapse(optimizer, s, p, 1))(params, opt_state)
   with pytest.raises(TypeError, match="known before tracing"):
-    jax.jit(lambda k: alrao.collapse(optimizer, params, opt_state, k))(jnp.array([1]))
+    jax.jit(lambda k: alrao.collapse(optimizer, opt_state, params, k))(jnp.array([1]))
   with pytest.raises(TypeError, match="known before tracing"):
-    jax.jit(lambda k: alrao.collapse(optimizer, params, opt_state, k))(1)
+    jax.jit(lambda k: alrao.collapse(optimizer, opt_state, params, k))(1)
 
 
 def test_parameters_without_heads_are_an_error():
-  optimizer = alrao.alrao(KEY, heads=None)
+  optimizer = alrao.alrao(KEY, heads=False)
   params = {"dense": make_params()["dense"]}
-  with pytest.raises(ValueError, match="must have heads.* got none"):
-    alrao.collapse(optimizer, params, jax.jit(optimizer.init)(params))
+  with pytest.raises(ValueError, match="must have heads, got no path"):
+    alrao.collapse(optimizer, jax.jit(optimizer.init)(params), params)
 
 
 def test_a_state_of_other_parameters_is_an_error():
   optimizer, params, opt_state = trained("momentum")
   wider = {**params, "dense": {"kernel": jnp.ones((4, 8)), "bias": jnp.ones(8)}}
   with pytest.raises(ValueError, match=r"got '1/0/trace/dense/bias' of shape \(7,\)"):
-    alrao.collapse(optimizer, wider, opt_state)
+    alrao.collapse(optimizer, opt_state, wider)
   renamed = {**params, "norm": params["dense"], "dense": params["norm"]}
   with pytest.raises(ValueError, match="must be the optimizer's state"):
-    alrao.collapse(optimizer, renamed, opt_state)
+    alrao.collapse(optimizer, opt_state, renamed)
   deeper = {**params, "more": {"bias": jnp.ones(3)}}
   with pytest.raises(ValueError, match="which has .* arrays, got"):
-    alrao.collapse(optimizer, deeper, opt_state)
+    alrao.collapse(optimizer, opt_state, deeper)
   sgd = alrao.alrao(KEY)
   swapped = {"norm": params["norm"], "other": params["dense"], "out": params["out"]}
   with pytest.raises(ValueError, match="of other names"):
-    alrao.collapse(sgd, swapped, jax.jit(sgd.init)(params))
+    alrao.collapse(sgd, jax.jit(sgd.init)(params), swapped)
 
 
 def test_collapsed_parameters_with_the_old_state_are_an_error():
   optimizer, params, opt_state = trained("sgd")
-  fewer, _ = alrao.collapse(optimizer, params, opt_state, KEPT)
+  _, fewer = alrao.collapse(optimizer, opt_state, params, KEPT)
   with pytest.raises(ValueError, match="must be the optimizer's state"):
-    alrao.collapse(optimizer, fewer, opt_state)
+    alrao.collapse(optimizer, opt_state, fewer)
 
 
 def test_a_state_that_mixes_the_heads_is_an_error():
@@ -555,7 +549,7 @@ def test_a_state_that_mixes_the_heads_is_an_error():
   )
   params = make_params()
   with pytest.raises(ValueError, match="mixes them, got '0/trace'.*per_head"):
-    alrao.collapse(optimizer, params, jax.jit(optimizer.init)(params))
+    alrao.collapse(optimizer, jax.jit(optimizer.init)(params), params)
 
 
 def test_take_heads_leaves_all_else_alone():

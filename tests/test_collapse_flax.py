@@ -110,12 +110,12 @@ def test_one_head_trains_as_the_ordinary_model_with_its_rate():
   rate = float(rate["bias"][0, 0])
   plain_tx = optax.partition(
     {
-      "body": alrao.alrao(KEY, optax.trace(0.9), 1e-3, 1.0, heads=None),
+      "body": alrao.alrao(KEY, optax.trace(0.9), 1e-3, 1.0, heads=False),
       "out": optax.sgd(rate, momentum=0.9),
     },
     lambda params: {name: "out" if name == "out" else "body" for name in params},
   )
-  params = alrao.export(state.params)
+  params = alrao.export(None, state.params)
   plain_state = plain_tx.init(params)
 
   @jax.jit
@@ -136,7 +136,9 @@ def test_one_head_trains_as_the_ordinary_model_with_its_rate():
   # their last bits, sums of weight and update by 1 ulp a step, of the largest weight.
   np.testing.assert_allclose(loss, plain_loss, rtol=4 * np.finfo(np.float32).eps)
   for a, b in zip(
-    jax.tree.leaves(alrao.export(state.params)), jax.tree.leaves(params), strict=True
+    jax.tree.leaves(alrao.export(None, state.params)),
+    jax.tree.leaves(params),
+    strict=True,
   ):
     ulp = np.spacing(np.float32(np.abs(b).max()))
     np.testing.assert_allclose(a, b, rtol=0, atol=4 * ulp)
@@ -204,7 +206,7 @@ def test_boxes_of_linen_are_kept():
   _, opt_state = jax.jit(optimizer.update)(
     updates, opt_state, params, head_log_likelihoods=jnp.array([-3.0, -1, -4, -2])
   )
-  kept, fewer = alrao.collapse(optimizer, params, opt_state, 2)
+  fewer, kept = alrao.collapse(optimizer, opt_state, params, 2)
   for old, new in ((params, kept), (find_trace(opt_state), find_trace(fewer))):
     assert jax.tree.structure(new) == jax.tree.structure(old)
     for a, b in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True):
@@ -294,7 +296,7 @@ def test_nnx_collapses_in_place_and_trains_on():
 def test_nnx_in_place_equals_the_functional_way():
   model, optimizer = make_nnx()
   graphdef, params, rest = nnx.split(model, nnx.Param, ...)
-  params, opt_state = alrao.collapse(optimizer.tx, params, optimizer.opt_state)
+  opt_state, params = alrao.collapse(optimizer.tx, optimizer.opt_state, params)
   kept = alrao.best_heads(optimizer.opt_state)
   # The old graph definition serves: MultiHead counts the heads that it is given.
   functional = nnx.merge(graphdef, params, alrao.take_heads(rest, kept))

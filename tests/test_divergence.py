@@ -174,21 +174,21 @@ def _check(start, run):
   tracked = _tracked(run.opt_state)
   weights = np.exp(tracked.log_weights.astype(np.float64))
   np.testing.assert_allclose(weights.sum(1), 1.0, rtol=1e-5)
-  alive = run.info.alive
-  np.testing.assert_array_equal(alive, np.isfinite(run.info.head_log_likelihoods))
+  healthy = run.info.healthy
+  np.testing.assert_array_equal(healthy, np.isfinite(run.info.head_log_likelihoods))
 
-  # All heads out: an infinite loss, and nothing changes in the switch, not the count.
-  all_out = ~alive.any(1)
-  np.testing.assert_array_equal(run.loss == np.inf, all_out)
-  assert np.isfinite(run.loss[~all_out]).all()
+  # All heads diverged: an infinite loss, and nothing changes in the switch, no count.
+  all_diverged = ~healthy.any(1)
+  np.testing.assert_array_equal(run.loss == np.inf, all_diverged)
+  assert np.isfinite(run.loss[~all_diverged]).all()
   states = jax.tree.leaves(_with_start(_tracked(start[1]), tracked))
   for leaf in states:
-    np.testing.assert_array_equal(leaf[1:][all_out], leaf[:-1][all_out])
+    np.testing.assert_array_equal(leaf[1:][all_diverged], leaf[:-1][all_diverged])
 
-  # A head that is out stands still: momentum must not carry it on.
+  # A diverged head stands still: momentum must not carry it on.
   for leaf in jax.tree.leaves(_with_start(start[0]["out"], run.params["out"])):
     leaf = leaf.astype(np.float32)  # bfloat16's NaN are not equal to NumPy
-    np.testing.assert_array_equal(leaf[1:][~alive], leaf[:-1][~alive])
+    np.testing.assert_array_equal(leaf[1:][~healthy], leaf[:-1][~healthy])
 
 
 @pytest.mark.parametrize(("base", "dtype"), KINDS)
@@ -203,7 +203,7 @@ def test_broken_heads_do_not_stop_the_others(head, base, dtype):
     if np.isfinite(factor):
       _assert_finite(run.params["out"], f"{victims} times {factor}: parameters")
     else:
-      np.testing.assert_array_equal(run.info.alive, np.tile(~broken, (STEPS, 1)))
+      np.testing.assert_array_equal(run.info.healthy, np.tile(~broken, (STEPS, 1)))
       good = jax.tree.map(lambda leaf, ok=~broken: leaf[:, ok], run.params["out"])
       _assert_finite(good, f"{victims} {factor}: parameters")
     # Steps are small, so the best survivor improves, whatever the others do. Unless a
@@ -238,7 +238,155 @@ def test_heads_that_diverge_by_themselves_do_not_stop_the_others(base):
   run = jax.tree.map(np.asarray, train(start))
   _check(start, run)
   _assert_finite(run.params["out"], "parameters")
-  # The two fastest end out, not at once; the others learn.
-  assert run.info.alive[0].all()
-  np.testing.assert_array_equal(run.info.alive[-1], [True, True, False, False])
+  # The two fastest end diverged, not at once; the others learn.
+  assert run.info.healthy[0].all()
+  np.testing.assert_array_equal(run.info.healthy[-1], [True, True, False, False])
   assert run.loss[-1] < run.loss[0] - 0.1
+
+
+# --- Reports of what was not seen
+
+AVERAGINGS = {
+  "switch": alrao.switch(),
+  "bayes": alrao.bayes(),
+  "fixed_share": alrao.fixed_share(0.1),
+}
+NOTHING, DIVERGED = np.full(NUM_HEADS, np.nan), np.full(NUM_HEADS, -np.inf)
+SEEN = np.log([0.3, 0.4, 0.5, 0.35])
+
+
+def naive():
+  """An averaging of one's own that knows of no NaN: the softmax of all that it saw."""
+  return alrao.Averaging(
+    init=lambda n, dtype=jnp.float32: {
+      "sums": jnp.zeros(n, dtype),
+      "calls": jnp.ones(()),
+    },
+    update=lambda state, seen: {
+      "sums": state["sums"] + seen,
+      "calls": state["calls"] + 1,
+    },
+    log_weights=lambda state: jax.nn.log_softmax(state["sums"]),
+  )
+
+
+AVERAGINGS["own"] = naive()
+
+
+def _observer(averaging=alrao.switch()):
+  params = {"out": {"alrao_heads": {"bias": jnp.ones((NUM_HEADS, 3))}}}
+  tracker = alrao.track_heads(averaging)
+
+  @jax.jit
+  def observe(state, seen):
+    grads = jax.tree.map(jnp.ones_like, params)
+    return tracker.update(grads, state, params, head_log_likelihoods=seen)
+
+  return tracker.init(params), lambda state, seen: observe(
+    state, jnp.asarray(seen, jnp.float32)
+  )
+
+
+def _posterior(state):
+  return jax.tree.leaves((state.log_weights, state.averaging))
+
+
+@pytest.mark.parametrize("nothing", [NOTHING, DIVERGED], ids=["unseen", "diverged"])
+@pytest.mark.parametrize("name", AVERAGINGS)
+def test_what_is_no_observation_moves_no_posterior(name, nothing):
+  state, observe = _observer(AVERAGINGS[name])
+  _, state = observe(state, SEEN)
+  updates, after = observe(state, nothing)
+  for old, new in zip(_posterior(state), _posterior(after), strict=True):
+    np.testing.assert_array_equal(old, new)
+  # Who is not seen may be trained, as by weight decay; who diverged may not.
+  is_unseen = nothing is NOTHING
+  np.testing.assert_array_equal(updates["out"]["alrao_heads"]["bias"], is_unseen)
+  assert after.diverged.tolist() == [not is_unseen] * NUM_HEADS
+  assert int(after.all_diverged_steps) == (not is_unseen)
+
+
+@pytest.mark.parametrize("name", AVERAGINGS)
+def test_a_task_with_few_labels_finds_its_best_head(name):
+  state, observe = _observer(AVERAGINGS[name])
+  alone = state
+  for step in range(200):
+    seen = step % 10 == 0
+    _, state = observe(state, SEEN if seen else NOTHING)
+    if seen:
+      _, alone = observe(alone, SEEN)
+  np.testing.assert_array_equal(state.log_weights, alone.log_weights)
+  assert int(jnp.argmax(state.log_weights)) == 2
+
+
+@pytest.mark.parametrize("name", AVERAGINGS)
+def test_a_head_of_which_nothing_was_seen_is_trained_and_breaks_nothing(name):
+  state, observe = _observer(AVERAGINGS[name])
+  _, state = observe(state, SEEN)
+  updates, state = observe(state, [np.nan, -1.0, -np.inf, -2.0])
+  expected = np.array([1.0, 1.0, 0.0, 1.0])[:, None] * np.ones((1, 3))
+  np.testing.assert_array_equal(updates["out"]["alrao_heads"]["bias"], expected)
+  assert state.diverged.tolist() == [False, False, True, False]
+  weights = np.exp(np.asarray(state.log_weights, np.float64))
+  np.testing.assert_allclose(weights.sum(), 1.0, rtol=1e-5)
+  if name == "own":  # it can't learn from such a report, so it learns nothing
+    np.testing.assert_allclose(weights, np.exp(SEEN) / np.exp(SEEN).sum(), rtol=1e-5)
+  else:
+    assert weights[0] > 0.15 and weights[1] > weights[3]
+
+
+def _micro_steps(optimizer, params, batches):
+  """MultiSteps as its documentation says: reports weigh by their examples."""
+  state = optimizer.init(params)
+  total, count = jnp.zeros(NUM_HEADS), jnp.zeros(())
+  for size, report, gradient in batches:
+    report = jnp.asarray(report, jnp.float32)
+    n = jnp.where(jnp.isfinite(report).any(), float(size), 0.0)
+    total += jnp.where(n > 0, n * report, 0.0)
+    count += n
+    grads = jax.tree.map(lambda p, g=gradient: jnp.full_like(p, g), params)
+    updates, state = optimizer.update(
+      grads, state, params, head_log_likelihoods=total / count
+    )
+    params = optax.apply_updates(params, updates)
+    total, count = jax.tree.map(
+      lambda x, s=state: jnp.where(optimizer.has_updated(s), 0.0, x), (total, count)
+    )
+  return params, alrao.log_weights(state)
+
+
+def test_multi_steps_makes_the_same_step_without_what_it_skips():
+  params = {
+    "dense": {"kernel": jnp.ones((3, 4))},
+    "out": {"alrao_heads": {"kernel": jnp.ones((NUM_HEADS, 4, 3))}},
+  }
+  optimizer = optax.MultiSteps(
+    alrao.alrao(jax.random.key(0), None, 1e-3, 0.1),
+    2,
+    should_skip_update_fn=optax.skip_not_finite,
+  )
+  good, other = (8, SEEN, 0.5), (4, SEEN[::-1].copy(), 1.5)
+  bad = (8, DIVERGED, np.nan)
+  found = _micro_steps(optimizer, params, [good, bad, other])
+  expected = _micro_steps(optimizer, params, [good, other])
+  jax.tree.map(np.testing.assert_array_equal, found, expected)
+  assert all((leaf != 1).any() for leaf in jax.tree.leaves(found[0]))
+  whole, observe = _observer()
+  _, whole = observe(whole, (8 * SEEN + 4 * SEEN[::-1]) / 12)
+  np.testing.assert_allclose(found[1], whole.log_weights, rtol=1e-6)
+
+
+def test_devices_that_saw_nothing_do_not_count():
+  state, observe = _observer()
+
+  def report(seen, n):
+    total = jax.lax.psum(jnp.where(n > 0, n * seen, 0.0), "data")
+    return total / jax.lax.psum(n, "data")
+
+  reports = jnp.asarray([SEEN, NOTHING, SEEN[::-1]], jnp.float32)
+  counts = jnp.array([8.0, 0.0, 4.0])
+  seen = jax.vmap(report, axis_name="data")(reports, counts)
+  np.testing.assert_allclose(seen[1], (8 * SEEN + 4 * SEEN[::-1]) / 12, rtol=1e-6)
+  empty = jax.vmap(report, axis_name="data")(reports[1:2], counts[1:2])[0]
+  _, after = observe(state, empty)
+  np.testing.assert_array_equal(after.log_weights, state.log_weights)

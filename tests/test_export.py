@@ -62,9 +62,9 @@ def opt_state(variables):
   return posterior(variables["params"])
 
 
-def posterior(params, log_likelihoods=LOG_LIKELIHOODS, **options):
+def posterior(params, log_likelihoods=LOG_LIKELIHOODS):
   """An optimizer's state whose posterior prefers head BEST."""
-  tracker = alrao.track_heads(**options)
+  tracker = alrao.track_heads()
   return jax.jit(tracker.update)(
     params, tracker.init(params), params, head_log_likelihoods=log_likelihoods
   )[1]
@@ -76,7 +76,7 @@ def paths(tree):
 
 
 def test_exported_arrays_are_the_best_heads_to_the_last_bit(variables, opt_state):
-  exported = paths(alrao.export(variables, opt_state))
+  exported = paths(alrao.export(opt_state, variables))
   assert exported.keys() == {
     path.replace("['alrao_heads']", "") for path in paths(variables)
   }
@@ -88,12 +88,12 @@ def test_exported_arrays_are_the_best_heads_to_the_last_bit(variables, opt_state
 
 
 def test_linens_plain_model_loads_and_serves_what_is_exported(variables, opt_state):
-  exported = alrao.export(variables, opt_state)
+  exported = alrao.export(opt_state, variables)
   assert jax.tree.map(jnp.shape, exported) == jax.tree.map(
     jnp.shape, jax.eval_shape(Net().init, KEY, X)
   )
   tracker = alrao.track_heads()
-  params, state = alrao.collapse(tracker, variables["params"], opt_state)
+  state, params = alrao.collapse(tracker, opt_state, variables["params"])
   batch_stats = alrao.take_heads(variables["batch_stats"], (BEST,))
   collapsed = {"params": params, "batch_stats": batch_stats}
   predicted = alrao.linen.predict(Net(N), collapsed, alrao.log_weights(state), X)
@@ -105,7 +105,7 @@ def test_linens_plain_model_loads_and_serves_what_is_exported(variables, opt_sta
 
 def test_a_collapsed_model_needs_no_choice(variables):
   kept = alrao.take_heads(variables, (BEST,))
-  assert_trees_equal(alrao.export(kept), alrao.export(variables, head=BEST))
+  assert_trees_equal(alrao.export(None, kept), alrao.export(None, variables, head=BEST))
 
 
 def assert_trees_equal(a, b):
@@ -116,48 +116,61 @@ def assert_trees_equal(a, b):
 def test_export_undoes_load_pretrained(variables):
   plain = jax.jit(Net().init)(KEY, X)
   loaded = alrao.load_pretrained(variables, plain)
-  assert_trees_equal(alrao.export(loaded, head=1), plain)
+  assert_trees_equal(alrao.export(None, loaded, head=1), plain)
 
 
 def test_export_compiles(variables, opt_state):
   assert_trees_equal(
-    jax.jit(alrao.export)(variables, opt_state), alrao.export(variables, opt_state)
+    jax.jit(alrao.export)(opt_state, variables), alrao.export(opt_state, variables)
   )
 
 
 def test_frozen_dicts_stay_frozen(variables):
-  exported = alrao.export(FrozenDict(variables), head=0)
+  exported = alrao.export(None, FrozenDict(variables), head=0)
   assert isinstance(exported, FrozenDict)
-  assert_trees_equal(exported.unfreeze(), alrao.export(variables, head=0))
+  assert_trees_equal(exported.unfreeze(), alrao.export(None, variables, head=0))
 
 
 def test_a_multi_head_alone_becomes_its_layer():
   params = {"alrao_heads": {"kernel": jnp.arange(6.0).reshape(2, 3)}}
-  assert alrao.export(params, head=1)["kernel"].tolist() == [3.0, 4.0, 5.0]
+  assert alrao.export(None, params, head=1)["kernel"].tolist() == [3.0, 4.0, 5.0]
 
 
 def test_several_layers_export_each_its_own_best_head():
   layer = lambda: {"alrao_heads": {"bias": jnp.arange(float(N))}}  # noqa: E731
   params = {"a": layer(), "b": {"c": layer()}}
   observed = {"a": LOG_LIKELIHOODS, "c": LOG_LIKELIHOODS[::-1]}
-  state = posterior(params, observed, names=("a", "c"))
-  exported = alrao.export(params, state)
+  state = posterior(params, observed)
+  exported = alrao.export(state, params)
   assert jax.tree.map(float, exported) == {
     "a": {"bias": 2.0},
     "b": {"c": {"bias": 1.0}},
   }
-  exported = alrao.export(params, head={"a": 3, "c": 0})
+  exported = alrao.export(None, params, head={"a": 3, "c": 0})
   assert jax.tree.map(float, exported) == {
     "a": {"bias": 3.0},
     "b": {"c": {"bias": 0.0}},
   }
+  # So do linen's whole variables, whose heads are in several collections.
+  stats = {"b": {"c": {"alrao_heads": {"mean": 10 + jnp.arange(float(N))}}}}
+  variables = {"params": params, "batch_stats": stats}
+  for chosen in (
+    alrao.export(state, variables),
+    alrao.export(None, variables, head={"a": 2, "b/c": 1}),
+    alrao.export(state, variables, head={"a": 2, "c": 1}),
+  ):
+    assert float(chosen["params"]["a"]["bias"]) == 2.0
+    assert float(chosen["params"]["b"]["c"]["bias"]) == 1.0
+    assert float(chosen["batch_stats"]["b"]["c"]["mean"]) == 11.0
 
 
-def test_heads_by_another_pattern_keep_their_paths():
-  params = {"body": jnp.ones((N, 2)), "decoder": {"w": jnp.arange(N)}}
-  exported = alrao.export(params, head=BEST, heads="^decoder/")
-  assert exported["decoder"]["w"] == BEST
-  assert exported["body"].shape == (N, 2)
+def test_a_multi_head_below_another_one_is_exported_too():
+  params = {
+    "alrao_heads": {"w": jnp.arange(N)},
+    "b": {"alrao_heads": {"w": jnp.ones(N)}},
+  }
+  exported = alrao.export(None, params, head={"alrao_heads": 3, "b": 0})
+  assert exported["w"] == 3 and exported["b"]["w"] == 1
 
 
 @pytest.mark.parametrize("head_axis", [None, "heads"])
@@ -168,7 +181,7 @@ def test_linens_boxes_lose_the_name_of_the_heads_axis(head_axis):
 
   model = alrao.linen.MultiHead(dense(True), N, head_axis=head_axis)
   variables = model.init(KEY, X)
-  exported = alrao.export(variables, head=BEST)
+  exported = alrao.export(None, variables, head=BEST)
   plain = dense(True).init(KEY, X)
   assert jax.tree.structure(exported) == jax.tree.structure(plain)
   assert nn.get_partition_spec(exported)["params"]["kernel"] == P("in", None)
@@ -209,7 +222,7 @@ def nnx_model():
 
 def test_nnx_plain_model_takes_the_exported_state(nnx_model):
   opt_state = posterior(nnx.state(nnx_model, nnx.Param))
-  exported = alrao.export(nnx.state(nnx_model), opt_state)
+  exported = alrao.export(opt_state, nnx.state(nnx_model))
   plain = NnxNet(nnx.Rngs(1))
   assert jax.tree.structure(exported) == jax.tree.structure(nnx.state(plain))
   nnx.update(plain, exported)
@@ -227,7 +240,7 @@ def test_nnx_export_is_the_plain_model_with_the_exported_state(nnx_model):
   before = jax.tree.leaves(nnx.state(nnx_model))
   exported = alrao.nnx.export(nnx_model, posterior(nnx.state(nnx_model, nnx.Param)))
   assert isinstance(exported.out, NnxHead)
-  state = alrao.export(nnx.state(nnx_model), head=BEST)
+  state = alrao.export(None, nnx.state(nnx_model), head=BEST)
   assert jax.tree.structure(nnx.state(exported)) == jax.tree.structure(state)
   plain = NnxNet(nnx.Rngs(1))
   nnx.update(plain, state)
@@ -321,7 +334,7 @@ def test_nnx_variables_lose_the_name_of_the_heads_axis(head_axis, stacked):
       head_axis=head_axis,
     )
     for exported in (
-      alrao.export(nnx.state(layer), head=0)["kernel"],
+      alrao.export(None, nnx.state(layer), head=0)["kernel"],
       alrao.nnx.export(layer, head=0).kernel,
     ):
       assert exported.get_metadata()["out_sharding"] == ("in", None)
@@ -343,30 +356,34 @@ def test_nnx_variables_lose_the_name_of_the_heads_axis(head_axis, stacked):
       r"must be an integer, .*got '0' of type str. Write head",
     ),
     ({"head": True}, TypeError, r"must be an integer, .*got True of type bool"),
-    ({"head": {"wrong": 1}}, ValueError, "each MultiHead under one name"),
-    ({"head": 0, "heads": "^nothing"}, ValueError, "got no path that matches"),
+    ({"head": {"wrong": 1}}, ValueError, r"head=...\) must name one MultiHead of"),
   ],
 )
 def test_what_leaves_no_head_to_take_is_an_error(variables, options, error, message):
   with pytest.raises(error, match=message):
-    alrao.export(variables, **options)
+    alrao.export(None, variables, **options)
 
 
-def test_head_and_posterior_exclude_each_other(variables, opt_state):
-  with pytest.raises(TypeError, match="either opt_state or head"):
-    alrao.export(variables, opt_state, head=0)
+def test_a_head_that_is_given_beats_the_posterior(variables, opt_state):
+  given = alrao.export(opt_state, variables, head=0)
+  assert_trees_equal(given, alrao.export(None, variables, head=0))
+
+
+def test_a_tree_without_heads_is_an_error():
+  with pytest.raises(ValueError, match="must have heads, got no path"):
+    alrao.export(None, {"dense": jnp.ones(3)}, head=0)
 
 
 def test_a_posterior_over_other_heads_is_an_error(variables, opt_state):
   fewer = alrao.take_heads(variables, (0, 1))
   with pytest.raises(ValueError, match="posterior over the 2 heads of '.*/out'"):
-    alrao.export(fewer, opt_state)
+    alrao.export(opt_state, fewer)
 
 
 def test_a_name_both_in_a_head_and_beside_it_is_an_error():
   params = {"alrao_heads": {"kernel": jnp.ones((2, 3))}, "kernel": jnp.ones(3)}
   with pytest.raises(ValueError, match=r"\['kernel'\] both in a head and beside"):
-    alrao.export(params, head=0)
+    alrao.export(None, params, head=0)
 
 
 def trained_schedule_free():
@@ -386,28 +403,28 @@ def trained_schedule_free():
 
 def test_parameters_that_are_not_the_average_are_refused():
   params, state = trained_schedule_free()
-  write = r"Write export\(eval_params\(opt_state, params\), opt_state\).*head=..."
+  write = r"Write export\(opt_state, eval_params\(opt_state, params\)\).*head=..."
   with pytest.raises(ValueError, match=write):
-    alrao.export(params, state)
+    alrao.export(state, params)
   variables = {"params": params, "batch_stats": {"hidden": {"mean": jnp.ones(4)}}}
   with pytest.raises(ValueError, match=write):
-    alrao.export(variables, state)
+    alrao.export(state, variables)
   averages = alrao.eval_params(state, params)
-  exported = alrao.export(averages, state)
-  assert_trees_equal(exported, alrao.export(averages, head=BEST))
+  exported = alrao.export(state, averages)
+  assert_trees_equal(exported, alrao.export(None, averages, head=BEST))
   # What was not trained is not compared.
-  alrao.export(alrao.eval_params(state, variables), state)
+  alrao.export(state, alrao.eval_params(state, variables))
   # Parameters of another step, say with the best validation loss.
-  alrao.export(params, head=BEST)
+  alrao.export(None, params, head=BEST)
 
 
 def test_the_average_can_not_be_compared_when_traced():
   params, state = trained_schedule_free()
   averages = alrao.eval_params(state, params)
   with pytest.raises(
-    ValueError, match=r"Write export\(eval_params.*outside of jax.jit"
+    ValueError, match=r"Write export\(opt_state, eval_params.*outside of jax.jit"
   ):
-    jax.jit(alrao.export)(averages, state)
+    jax.jit(alrao.export)(state, averages)
 
 
 def test_the_average_in_half_precision_is_exported():
@@ -416,7 +433,7 @@ def test_the_average_in_half_precision_is_exported():
   _, state = jax.jit(optimizer.update)(
     params, optimizer.init(params), params, head_log_likelihoods=LOG_LIKELIHOODS
   )
-  exported = alrao.export(alrao.eval_params(state, params), state)
+  exported = alrao.export(state, alrao.eval_params(state, params))
   assert exported["out"]["kernel"].dtype == jnp.bfloat16
 
 
@@ -442,13 +459,13 @@ def nnx_trained():
 
 def test_nnx_export_needs_the_averaged_model(nnx_trained):
   model, optimizer = nnx_trained
-  write = r"Write export\(eval_params\(opt_state, params\), opt_state\)"
+  write = r"Write export\(opt_state, eval_params\(opt_state, params\)\)"
   with pytest.raises(ValueError, match=write):
     alrao.nnx.export(model, optimizer.opt_state)
   averaged = alrao.eval_params(optimizer.opt_state, model)
   exported = alrao.nnx.export(averaged, optimizer.opt_state)
   state = alrao.eval_params(optimizer.opt_state, nnx.state(model))
-  chosen = alrao.export(state, optimizer.opt_state)
+  chosen = alrao.export(optimizer.opt_state, state)
   expected = NnxNet(nnx.Rngs(1))
   nnx.update(expected, chosen)
   assert_trees_equal(*(nnx.state(m, nnx.Param) for m in (exported, expected)))

@@ -287,7 +287,7 @@ def test_sharded_linen_parameters_keep_rates_of_one_float_a_unit(mesh, batch):
   ):
     np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
   rates = optax.tree.get(state.opt_state, "quantiles")
-  assert rates.shape == (NUM_HEADS + 8 + 8,)
+  assert rates.shape == (8 + 8,)
   fresh = optax.tree.get(state.tx.init(sharded), "quantiles")
   assert fresh.sharding.is_fully_replicated
 
@@ -301,4 +301,4 @@ def test_sharded_nnx_parameters_train_under_nnx_optimizer(mesh, batch):
     optimizer, sharded_losses = train_nnx(model, data, steps=5)
   np.testing.assert_allclose(losses, sharded_losses, rtol=1e-5)
   rates = find_state(optimizer.opt_state, alrao.ScaleByUnitRatesState, "").quantiles
-  assert rates.shape == (NUM_HEADS + 8 + 8,)
+  assert rates.shape == (8 + 8,)

@@ -99,11 +99,15 @@ def test_training_equals_the_reference(traces):
 def _check_training(traces):
   model = ConvNet()
   optimizer = alrao.alrao(
-    jax.random.key(0), averaging=alrao.switch(0.9999), overrides=APART
+    jax.random.key(0),
+    averaging=alrao.switch(0.9999),
+    units=alrao.UnitOptions(overrides=APART),
   )
   params = _parameters(traces, "init")
   opt_state = optimizer.init(params)
-  opt_state = alrao.with_unit_rates(opt_state, params, _rates(traces), overrides=APART)
+  opt_state = alrao.with_unit_rates(
+    opt_state, params, _rates(traces), units=alrao.UnitOptions(overrides=APART)
+  )
   stats = {
     name: {"mean": jnp.zeros(size), "var": jnp.ones(size)}
     for name, size in (("n1", 6), ("n2", 8))

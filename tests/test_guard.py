@@ -13,10 +13,9 @@ from flax import nnx
 import alrao_jax as alrao
 import alrao_jax.linen
 import alrao_jax.nnx
-from alrao_jax import _unit_map, _units
 from alrao_jax._guard import GuardUnitsState
 from alrao_jax._tree import find_state
-from alrao_jax._unit_map import unit_norms
+from alrao_jax._unit_map import unit_map
 
 NUM_HEADS = 3
 LOG_LIKELIHOODS = np.array([-3.0, -2.0, -1.0], np.float32)
@@ -40,16 +39,21 @@ def trips_of(state):
 
 
 def assert_trees_equal(a, b):
+  def plain(leaf):
+    is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jax.random.key_data(leaf) if is_key else leaf
+
   assert jax.tree.structure(a) == jax.tree.structure(b)
-  jax.tree.map(np.testing.assert_array_equal, a, b)
+  jax.tree.map(np.testing.assert_array_equal, *jax.tree.map(plain, (a, b)))
 
 
 def train(guard, highest, steps, heads):
   """Trains a deep network on blobs; returns parameters, state and losses."""
   images, labels = blobs()
   model = MLP(4, heads)
-  regex = {} if heads else {"heads": None}
-  optimizer = alrao.alrao(jax.random.key(0), None, 1e-5, highest, guard=guard, **regex)
+  optimizer = alrao.alrao(
+    jax.random.key(0), None, 1e-5, highest, guard=guard, heads=heads
+  )
 
   def loss_fn(params, state):
     outputs = model.apply({"params": params}, images)
@@ -107,8 +111,8 @@ def test_a_well_behaved_run_is_left_alone_to_the_last_bit(dtype):
   images, labels = blobs(dtype)
   model = MLP(1, False, dtype)
   params = jax.jit(model.init)(jax.random.key(3), images)["params"]
-  rates = alrao.scale_by_unit_rates(jax.random.key(0), 1e-5, 0.3, heads=None)
-  guarded = alrao.guard_units(heads=None)
+  rates = alrao.scale_by_unit_rates(jax.random.key(0), 1e-5, 0.3)
+  guarded = alrao.guard_units()
 
   @jax.jit
   def step(params):
@@ -274,9 +278,9 @@ def test_gates_of_a_cell_count_as_one_unit():
     shapes,
     is_leaf=lambda node: isinstance(node, tuple),
   )
-  specs = _units.unit_specs({"cell": cell})
-  assert {spec.tiles for spec in specs.values()} == {4}
-  norms = unit_norms(specs, _unit_map.make_layout(specs), {"cell": cell}, jnp.float32)
+  units = unit_map({"cell": cell})
+  assert {spec.tiles for spec in units.specs.values()} == {4}
+  norms, _ = units.norms({"cell": cell}, jnp.float32)
   rows = np.concatenate([np.reshape(leaf, (-1, 8)) for leaf in jax.tree.leaves(cell)])
   expected = [np.sqrt((rows[:, unit::2] ** 2).sum()) for unit in range(2)]
   np.testing.assert_allclose(norms, expected, rtol=8 * 1.2e-7)
@@ -382,7 +386,9 @@ def test_dtypes_never_change(dtype):
 def test_overrides_and_frozen_parameters_are_read_as_by_the_rates():
   params = make_params()
   overrides = (("^dense/", "frozen"), ("^conv/kernel", "one_rate"))
-  optimizer = alrao.alrao(jax.random.key(0), overrides=overrides, guard=alrao.guard())
+  optimizer = alrao.alrao(
+    jax.random.key(0), units=alrao.UnitOptions(overrides=overrides), guard=alrao.guard()
+  )
   got, state = run(optimizer, params)
   assert trips_of(state).shape == (1 + 5,)
   assert_trees_equal(got["dense"], params["dense"])
@@ -398,11 +404,12 @@ def test_an_nnx_optimizer_takes_it():
   model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
   before = np.asarray(model.kernel[...])
   key = jax.random.key(0)
-  tx = alrao.alrao(key, None, 1e5, 1e6, heads=None, guard=alrao.guard())
+  tx = alrao.alrao(key, None, 1e5, 1e6, heads=False, guard=alrao.guard())
   optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
-  optimizer.update(model, jax.tree.map(jnp.ones_like, nnx.state(model, nnx.Param)))
-  np.testing.assert_array_equal(model.kernel[...], before)
-  assert trips_of(optimizer.opt_state).tolist() == [1, 1]
+  for trips in ([0, 0], [1, 1]):  # the batch is to blame first, the units then
+    optimizer.update(model, jax.tree.map(jnp.ones_like, nnx.state(model, nnx.Param)))
+    np.testing.assert_array_equal(model.kernel[...], before)
+    assert trips_of(optimizer.opt_state).tolist() == trips
 
 
 # --- What it is for
@@ -431,11 +438,11 @@ def test_errors_say_what_to_write():
     ValueError, match=r"needs params.*update\(grads, opt_state, params"
   ):
     guarded.update(params, state)
-  with pytest.raises(ValueError, match="a state of 9 units, for other .* with 4"):
+  with pytest.raises(ValueError, match="a state of 9 units, made for other .* with 4"):
     guarded.update({"dense": params["dense"]}, state, {"dense": params["dense"]})
   renamed = {**params, "last": params["dense"]}
   del renamed["dense"]
-  with pytest.raises(ValueError, match="a state of 9 units, for other .* with 9"):
+  with pytest.raises(ValueError, match="a state of 9 units, made for other .* with 9"):
     guarded.update(renamed, state, renamed)
   with pytest.raises(ValueError, match=r"guard\(limit=...\) must be positive, got 0"):
     alrao.guard(limit=0)
@@ -595,3 +602,274 @@ def test_variables_that_changed_with_the_model_are_refused():
   model(jnp.ones((5, 4)))
   with pytest.raises(ValueError, match=r"before = nnx.as_pure\(nnx.state\(model"):
     alrao.keep_finite(nnx.state(model, nnx.BatchStat), before)
+
+
+# --- Broken batches
+
+
+def gradients(params, size=1.0, step=0):
+  """Gradients of one size for all, different from step to step."""
+  return jax.tree.map(
+    lambda p: (size * jnp.cos(3 * p.astype(jnp.float32) + step)).astype(p.dtype), params
+  )
+
+
+SKIPPING = {
+  "sgd": lambda key: alrao.alrao(key, None, 1e-5, 0.1, guard=alrao.guard()),
+  "momentum": lambda key: alrao.alrao(
+    key, optax.trace(0.9), 1e-5, 0.1, weight_decay=0.1, guard=alrao.guard()
+  ),
+  "adam": lambda key: alrao.alrao(
+    key,
+    optax.scale_by_adam(),
+    1e-6,
+    0.1,
+    schedule=optax.linear_schedule(1.0, 0.0, 100),
+    guard=alrao.guard(),
+  ),
+  "noise": lambda key: alrao.alrao(
+    key, optax.add_noise(0.1, 0.5, jax.random.key(1)), 1e-5, 0.1, guard=alrao.guard()
+  ),
+  "recipe": lambda key: alrao.schedule_free_alrao(key, guard=alrao.guard()),
+}
+
+
+class Driver:
+  """An optimizer that is given gradients of a size, one step after the other."""
+
+  def __init__(self, optimizer, params):
+    self.params, self.state, self.steps = params, optimizer.init(params), 0
+    self._update = jax.jit(optimizer.update)
+
+  def step(self, size, report=LOG_LIKELIHOODS):
+    self.steps += 1
+    grads = gradients(self.params, size, self.steps)
+    with jax.numpy_dtype_promotion("standard"):  # optax's Adam mixes types
+      updates, self.state = self._update(
+        grads, self.state, self.params, head_log_likelihoods=jnp.asarray(report)
+      )
+    self.params = optax.apply_updates(self.params, updates)
+    return updates
+
+
+@pytest.mark.parametrize("size", [1e3, 1e12, 1e30, np.inf, np.nan])
+@pytest.mark.parametrize("name", SKIPPING)
+def test_a_broken_batch_leaves_no_trace(name, size):
+  driver = Driver(SKIPPING[name](jax.random.key(0)), make_params())
+  for _ in range(5):
+    driver.step(0.1)
+  before = driver.state
+  updates = driver.step(0.1 * size, -1e6 * np.ones(NUM_HEADS, np.float32))
+  assert not any(leaf.any() for leaf in jax.tree.leaves(updates))
+  after = driver.state
+  assert_trees_equal(after.inner, before.inner)
+  assert_trees_equal(after.largest_heads, before.largest_heads)
+  assert_trees_equal(after.largest_units, before.largest_units)
+  assert (int(before.skipped_steps), int(after.skipped_steps)) == (0, 1)
+  # The next step is made as ever.
+  updates = driver.step(0.1)
+  assert any(leaf.any() for leaf in jax.tree.leaves(updates))
+  assert int(driver.state.skipped_steps) == 1 and not trips_of(driver.state).any()
+
+
+def test_in_a_second_such_step_running_the_units_are_to_blame():
+  driver = Driver(SKIPPING["sgd"](jax.random.key(0)), make_params())
+  trips = []
+  for size in (0.1, 0.1, 1e9, 1e9, 1e9, 0.1, 0.1):
+    driver.step(size)
+    trips.append(int(trips_of(driver.state).sum()))
+  assert trips == [0, 0, 0, 9, 18, 18, 18]
+  assert int(driver.state.skipped_steps) == 1
+
+
+def test_broken_batches_far_apart_are_each_skipped():
+  driver = Driver(SKIPPING["momentum"](jax.random.key(0)), make_params())
+  for size in (0.1, 0.1, 1e6, 0.1, 1e9, 0.1, 1e4):
+    driver.step(size)
+  assert int(driver.state.skipped_steps) == 3 and not trips_of(driver.state).any()
+
+
+def test_half_of_the_units_are_no_batch():
+  params = {"dense": {"kernel": jnp.ones((3, 4))}}
+  optimizer = alrao.alrao(
+    jax.random.key(0), None, 0.1, 0.1, heads=False, guard=alrao.guard()
+  )
+  fine = {"dense": {"kernel": jnp.full((3, 4), 0.1)}}
+  for units, skipped in ((2, 0), (3, 1)):
+    state = optimizer.init(params)
+    _, state = optimizer.update(fine, state, params)
+    broken = {"dense": {"kernel": fine["dense"]["kernel"].at[:, :units].set(1e6)}}
+    updates, state = optimizer.update(broken, state, params)
+    assert int(state.skipped_steps) == skipped
+    assert trips_of(state).tolist() == [1 - skipped] * 2 + [0, 0]
+    assert bool(updates["dense"]["kernel"][:, 3].any()) == (not skipped)
+
+
+def test_units_and_heads_without_a_gradient_have_no_say():
+  """A huge batch saturates the softmax: right answers give no gradient at all."""
+  driver = Driver(SKIPPING["adam"](jax.random.key(0)), make_params())
+  for _ in range(3):
+    driver.step(0.1)
+  params = driver.params
+  zeros = jax.tree.map(jnp.zeros_like, params)
+  optimizer = SKIPPING["adam"](jax.random.key(0))
+  kernel = zeros["out"]["alrao_heads"]["kernel"].at[1].set(1e4)
+  for broken in (
+    {**zeros, "dense": {"kernel": zeros["dense"]["kernel"].at[:, 0].set(1e4)}},
+    {**zeros, "out": {"alrao_heads": {"kernel": kernel}}},
+  ):
+    with jax.numpy_dtype_promotion("standard"):
+      updates, state = optimizer.update(
+        broken, driver.state, params, head_log_likelihoods=jnp.asarray(LOG_LIKELIHOODS)
+      )
+    assert int(state.skipped_steps) == 1
+    assert not any(leaf.any() for leaf in jax.tree.leaves(updates))
+
+
+def test_who_wakes_up_is_no_broken_batch():
+  """An output layer that starts at 0 gives the body no gradient in the first step."""
+  params = make_params()
+  optimizer = SKIPPING["sgd"](jax.random.key(0))
+  state = optimizer.init(params)
+  grads = gradients(params)
+  first = {**jax.tree.map(jnp.zeros_like, grads), "out": grads["out"]}
+  for step in (first, grads):
+    _, state = optimizer.update(
+      step, state, params, head_log_likelihoods=jnp.asarray(LOG_LIKELIHOODS)
+    )
+  assert int(state.skipped_steps) == 0
+
+
+def test_a_chain_of_ones_own_skips_what_alrao_skips():
+  params, key = make_params(), jax.random.key(0)
+  own = alrao.skip_broken_batches(
+    optax.chain(
+      alrao.drop_diverged(),
+      optax.partition(
+        {
+          "a": optax.chain(
+            alrao.scale_by_unit_rates(key, 1e-5, 0.1), alrao.guard_units()
+          ),
+          "b": alrao.scale_by_unit_rates(key, 1e-5, 0.1),
+        },
+        {"conv": "a", "dense": "a", "out": "b"},
+      ),
+      alrao.track_heads(),
+    )
+  )
+  ours = SKIPPING["sgd"](key)
+  drivers = [Driver(optimizer, params) for optimizer in (own, ours)]
+  for size in (0.1, 1e5, 0.1, 1e9, 1e9, 0.1):
+    for driver in drivers:
+      driver.step(size)
+  assert_trees_equal(drivers[0].params, drivers[1].params)
+  assert int(drivers[0].state.skipped_steps) == 2
+  np.testing.assert_array_equal(*(trips_of(driver.state) for driver in drivers))
+
+
+def broken_run(kind, make, scale, steps=60):
+  """The losses of 8 runs a while after one broken batch, and without that batch."""
+  images, labels = blobs()
+  targets = 0.5 * images[:, :1] - images[:, 1:2] ** 2
+  model = MLP(2, True) if kind == "inputs" else Regressor()
+
+  def loss_fn(params, log_weights, images, labels, targets):
+    heads = model.apply({"params": params}, images)
+    if kind == "inputs":
+      return alrao.classification_loss(heads, labels, log_weights)
+    return alrao.regression_loss(heads, targets, log_weights)
+
+  def one(key, scale):
+    optimizer = make(key)
+    params = model.init(jax.random.fold_in(key, 1), images)["params"]
+    batches = jax.random.randint(
+      jax.random.fold_in(key, 2), (steps + 101, 16), 0, len(images)
+    )
+
+    def step(carry, index, by=1.0):
+      params, state = carry
+      inputs, outputs = (by, 1.0) if kind == "inputs" else (1.0, by)
+      batch = images[index] * inputs, labels[index], targets[index] * outputs
+      log_weights = alrao.log_weights(state)
+      grads, info = jax.grad(loss_fn, has_aux=True)(params, log_weights, *batch)
+      updates, state = optimizer.update(
+        grads, state, params, head_log_likelihoods=info.head_log_likelihoods
+      )
+      return optax.apply_updates(params, updates), state
+
+    def train(carry, indices):
+      return jax.lax.scan(lambda c, i: (step(c, i), None), carry, indices)[0]
+
+    start = train((params, optimizer.init(params)), batches[:steps])
+    losses = []
+    for carry in (start, step(start, batches[steps], scale)):
+      params, state = train(carry, batches[steps + 1 :])
+      if make is SKIPPING["recipe"]:
+        params = alrao.eval_params(state, params)
+      log_weights = alrao.log_weights(state)
+      losses.append(loss_fn(params, log_weights, images, labels, targets)[0])
+    return jnp.stack(losses)
+
+  keys = jax.random.split(jax.random.key(11), 8)
+  with jax.numpy_dtype_promotion("standard"):
+    return jax.jit(jax.vmap(one, (0, None)))(keys, scale).T
+
+
+class Regressor(nn.Module):
+  """Two hidden layers, one output."""
+
+  @nn.compact
+  def __call__(self, x):
+    for _ in range(2):
+      x = nn.relu(nn.Dense(32)(x))
+    return alrao_jax.linen.MultiHead(nn.Dense(1), num_heads=10, name="out")(x)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["inputs", "targets"])
+@pytest.mark.parametrize("name", ["sgd", "adam", "recipe"])
+def test_a_hundred_steps_after_a_broken_batch_the_loss_is_that_without_it(name, kind):
+  for scale in (1e4, 1e8, 1e12, 1e16) if kind == "inputs" else (1e10,):
+    without, with_it = broken_run(kind, SKIPPING[name], scale)
+    assert np.isfinite(without).all()
+    assert (with_it / without).max() <= 1.02, scale
+
+
+# --- Checkpoints
+
+
+@pytest.mark.parametrize("part", ["all", "body", "heads", "nothing"])
+def test_no_leaf_of_a_state_is_empty_and_orbax_restores_it(part, tmp_path):
+  orbax = pytest.importorskip("orbax.checkpoint")
+  params = make_params()
+  if part == "body":
+    del params["out"]
+  if part == "heads":
+    params = {"out": params["out"]}
+  optimizer = alrao.alrao(
+    jax.random.key(0),
+    optax.scale_by_adam(),
+    guard=alrao.guard(),
+    heads=part != "body",
+  )
+  if part == "nothing":  # all is another transformation's
+    params = {"a": jnp.ones(2)}
+    optimizer = optax.chain(
+      optax.masked(alrao.drop_diverged(), {"a": False}),
+      optax.masked(alrao.guard_units(), {"a": False}),
+      optax.masked(alrao.skip_broken_batches(optax.sgd(0.1)), {"a": False}),
+    )
+  state = optimizer.init(params)
+  assert all(leaf.size for leaf in jax.tree.leaves(state))
+  with jax.numpy_dtype_promotion("standard"):
+    report = (
+      {}
+      if part in ("body", "nothing")
+      else {"head_log_likelihoods": jnp.asarray(LOG_LIKELIHOODS)}
+    )
+    _, state = jax.jit(optimizer.update)(gradients(params), state, params, **report)
+  with orbax.StandardCheckpointer() as checkpointer:
+    checkpointer.save(tmp_path / "state", state)
+    checkpointer.wait_until_finished()
+    restored = checkpointer.restore(tmp_path / "state", optimizer.init(params))
+  assert_trees_equal(restored, state)

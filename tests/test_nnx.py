@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from flax.errors import TraceContextError
@@ -457,3 +458,62 @@ def test_predict_takes_log_weights_by_path_for_several_multi_heads():
   assert_equal(predictions["value"], alrao.mixture_mean(model.value(X), other))
   with pytest.raises(ValueError, match="one entry for each HeadOutputs .* one for all"):
     predict(model, LOG_WEIGHTS, X)
+
+
+class VAE(nnx.Module):
+  """The usual variational autoencoder of two hidden layers."""
+
+  def __init__(self, rngs, hidden=400, latent=20):
+    self.encoder = nnx.Linear(64, hidden, rngs=rngs)
+    self.mean = nnx.Linear(hidden, latent, rngs=rngs)
+    self.log_variance = nnx.Linear(hidden, latent, rngs=rngs)
+    self.decoder = nnx.Linear(latent, hidden, rngs=rngs)
+    self.out = MultiHead(
+      lambda rngs: nnx.Linear(hidden, 64, rngs=rngs), num_heads=10, rngs=rngs
+    )
+
+  def __call__(self, x, key):
+    hidden = nnx.relu(self.encoder(x))
+    mean, log_variance = self.mean(hidden), self.log_variance(hidden)
+    code = mean + jnp.exp(log_variance / 2) * jax.random.normal(key, mean.shape)
+    return self.out(nnx.relu(self.decoder(code))), mean, log_variance
+
+
+@pytest.mark.slow
+def test_the_guard_keeps_a_vae_finite_that_ends_without_it():
+  """Pixels from 0 to 16, as they come: the first steps move variances by e^100."""
+  pixels = pytest.importorskip("sklearn.datasets").load_digits().data
+  pixels = jnp.asarray(pixels, jnp.float32)
+
+  def run(seed, guard):
+    key = jax.random.fold_in(jax.random.key(42), seed)
+    model = VAE(nnx.Rngs(jax.random.fold_in(key, 0)))
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    optimizer = alrao.schedule_free_alrao(jax.random.fold_in(key, 1), guard=guard)
+
+    def loss_fn(params, log_weights, images, key):
+      heads, mean, log_variance = nnx.merge(graph, params, rest)(images, key)
+      loss, info = alrao.binary_loss(heads, images / 16, log_weights)
+      divergence = jnp.square(mean) + jnp.exp(log_variance) - 1 - log_variance
+      return loss + 0.5 * divergence.sum(-1).mean(), info
+
+    def step(carry, i):
+      params, state = carry
+      step_key = jax.random.fold_in(key, 10 + i)
+      images = pixels[jax.random.randint(step_key, (64,), 0, len(pixels))]
+      (loss, info), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+        params, alrao.log_weights(state), images, step_key
+      )
+      updates, state = optimizer.update(
+        grads, state, params, head_log_likelihoods=info.head_log_likelihoods
+      )
+      return (optax.apply_updates(params, updates), state), loss
+
+    start = params, optimizer.init(params)
+    return jax.lax.scan(step, start, jnp.arange(150))[1]
+
+  train = jax.jit(jax.vmap(run, (0, None)), static_argnums=1)
+  lost, kept = (train(jnp.arange(10), guard) for guard in (None, alrao.guard()))
+  assert int((~jnp.isfinite(lost)).any(1).sum()) >= 3
+  assert jnp.isfinite(kept).all()
+  assert jnp.median(kept[:, -20:]) < 0.1 * jnp.median(kept[:, 0])

@@ -1,12 +1,16 @@
 """Distributions of rates, the ladder of the heads, and the stability of the draws."""
 
+import hashlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import alrao_jax as alrao
-from alrao_jax import _rates, _unit_map, _units
+from alrao_jax import _rates
+from alrao_jax._unit_map import unit_map
 
 
 def dense(units, inputs=3):
@@ -24,9 +28,19 @@ def draw(params, key=None, **options):
   )
 
 
+PER_WEIGHT = alrao.UnitOptions(overrides=(("", "per_weight"),))
+
+
 def quantiles(num_units, key):
-  layout = _unit_map.Layout(0, ("layer",), (num_units,), (0,))
-  return np.asarray(_rates.draw_quantiles(key, layout, jnp.float32))
+  units = unit_map({"layer": {"bias": jnp.ones(num_units)}})
+  return np.asarray(_rates.unit_quantiles(key, units, jnp.float32))
+
+
+def reference_quantile(key, group, index):
+  """The draw of one unit, as the documentation says it."""
+  name_hash = int(hashlib.sha256(group.encode()).hexdigest()[:8], 16)
+  key = jax.random.fold_in(jax.random.fold_in(key, name_hash), index)
+  return jax.random.uniform(key, dtype=jnp.float32)
 
 
 def test_log_uniform_is_uniform_in_the_logarithm():
@@ -128,13 +142,16 @@ def test_all_incoming_weights_of_a_unit_share_its_rate():
 
 def test_per_weight_draws_every_entry():
   params = {"a": dense(6), "out": heads(3)}
-  state = alrao.scale_by_unit_rates(jax.random.key(0), granularity="per_weight").init(
-    params
-  )
-  assert state.quantiles.size == 3 + 3 * 6 + 6
-  rates = alrao.unit_rates(state, params, granularity="per_weight")
+  key = jax.random.key(0)
+  state = alrao.scale_by_unit_rates(key, units=PER_WEIGHT).init(params)
+  assert (state.ladder.shape, state.quantiles.shape) == ((3,), (3 * 6 + 6,))
+  rates = alrao.unit_rates(state, params, units=PER_WEIGHT)
   assert len(np.unique(rates["a"]["kernel"])) == 18
   assert len(np.unique(rates["out"]["alrao_heads"]["kernel"])) == 3
+  # Each weight is a unit of a group of its parameter's name.
+  expected = [reference_quantile(key, "a/bias", i) for i in range(6)]
+  expected += [reference_quantile(key, "a/kernel", i) for i in range(18)]
+  np.testing.assert_array_equal(state.quantiles, np.stack(expected))
 
 
 def test_the_state_holds_one_float_a_unit():
@@ -142,7 +159,7 @@ def test_the_state_holds_one_float_a_unit():
   state = alrao.scale_by_unit_rates(jax.random.key(0)).init(params)
   assert state.quantiles.shape == (8 + 6,)
   other = sum(leaf.size for leaf in jax.tree.leaves(state)) - state.quantiles.size
-  assert other == 5  # a counter and two pairs of bounds
+  assert other == 6  # a fingerprint, two pairs of bounds, an unused ladder
 
 
 def test_any_named_tuple_with_a_quantile_function_is_a_distribution():
@@ -180,7 +197,7 @@ def test_written_rates_are_read_back():
 
 def test_rates_of_other_parameters_are_an_error():
   state = alrao.scale_by_unit_rates(jax.random.key(0)).init({"a": dense(6)})
-  with pytest.raises(ValueError, match="6 rates, made for other parameters"):
+  with pytest.raises(ValueError, match="6 units, made for other parameters"):
     alrao.unit_rates(state, {"a": dense(7)})
   with pytest.raises(ValueError, match="needs rates of shape"):
     alrao.with_unit_rates(state, {"a": dense(6)}, {"a": {"bias": jnp.ones(6)}})
@@ -192,24 +209,49 @@ def test_heads_that_disagree_on_their_number_are_an_error():
     alrao.scale_by_unit_rates(jax.random.key(0)).init(params)
 
 
-def test_redraw_takes_new_rates_each_step_and_is_a_function_of_key_and_step():
-  params = {"a": dense(6), "out": heads(3)}
-  optimizer = alrao.scale_by_unit_rates(jax.random.key(0), redraw=True)
-  seen = []
-  for _ in range(2):
-    state = optimizer.init(params)
-    for _ in range(3):
-      _, state = optimizer.update(params, state, params)
-      seen.append(np.asarray(state.quantiles))
-  assert len({tuple(q[3:]) for q in seen}) == 3
-  np.testing.assert_array_equal(seen[:3], seen[3:])
-  np.testing.assert_allclose(seen[0][:3], [0, 0.5, 1])
+def test_every_draw_is_that_of_its_group_and_index():
+  params = {
+    "b": dense(2),
+    "cell": {"dense_i": dense(12), "dense_h": dense(12, inputs=3)},
+    "norm": {"scale": jnp.ones(4), "bias": jnp.ones(4)},
+    "a": dense(3),
+    "t": jnp.ones(()),
+    "out": heads(4),
+  }
+  key = jax.random.key(11)
+  state = alrao.scale_by_unit_rates(key).init(params)
+  sizes = {"a": 3, "b": 2, "cell": 3, "norm": 4, "t": 1}  # by name
+  expected = [
+    reference_quantile(key, name, i)
+    for name, size in sizes.items()
+    for i in range(size)
+  ]
+  np.testing.assert_array_equal(state.quantiles, np.stack(expected))
+  np.testing.assert_array_equal(state.ladder, np.linspace(0, 1, 4, dtype=np.float32))
 
 
-def test_the_layout_puts_the_ladder_first_then_groups_by_name():
-  params = {"b": dense(2), "a": dense(3), "out": heads(4)}
-  layout = _unit_map.make_layout(_units.unit_specs(params))
-  assert layout == _unit_map.Layout(4, ("a", "b"), (3, 2), (4, 7))
+@pytest.mark.parametrize("params", [{}, {"a": dense(3)}, {"out": heads(3)}])
+def test_no_vector_of_the_state_is_empty(params):
+  optimizer = optax.chain(alrao.scale_by_unit_rates(jax.random.key(0)))
+  (state,) = optimizer.init(params)
+  assert state.ladder.shape == (3 if "out" in params else 1,)
+  assert state.quantiles.shape == (3 if "a" in params else 1,)
+  if "out" not in params:
+    np.testing.assert_array_equal(state.ladder, [0])
+  if "a" not in params:
+    np.testing.assert_array_equal(state.quantiles, [0])
+  rates = alrao.unit_rates(state, params)
+  written = alrao.with_unit_rates(state, params, rates)
+  assert jax.tree.structure(written) == jax.tree.structure(state)
+  guard = alrao.guard_units()
+  assert all(leaf.size for leaf in jax.tree.leaves(guard.init(params)))
+  guard.update(params, guard.init(params), params)
+
+
+def test_a_state_without_heads_is_not_that_of_one_head():
+  state = alrao.scale_by_unit_rates(jax.random.key(0)).init({"a": dense(3)})
+  with pytest.raises(ValueError, match="made for other parameters"):
+    alrao.unit_rates(state, {"a": dense(3), "out": heads(1)})
 
 
 def test_a_renamed_layer_is_an_error_and_not_a_permutation():
@@ -221,11 +263,11 @@ def test_a_renamed_layer_is_an_error_and_not_a_permutation():
 
 def test_an_option_that_was_forgotten_is_an_error():
   params = {"a": {"kernel": jnp.ones((4, 4))}}
-  options = {"overrides": (("kernel", (0,)),)}
-  state = alrao.scale_by_unit_rates(jax.random.key(0), **options).init(params)
-  with pytest.raises(ValueError, match="same overrides="):
+  units = alrao.UnitOptions(overrides=(("kernel", (0,)),))
+  state = alrao.scale_by_unit_rates(jax.random.key(0), units=units).init(params)
+  with pytest.raises(ValueError, match="same units="):
     alrao.unit_rates(state, params)
-  rates = alrao.unit_rates(state, params, **options)["a"]["kernel"]
+  rates = alrao.unit_rates(state, params, units=units)["a"]["kernel"]
   assert len(np.unique(np.asarray(rates)[:, 0])) == 4
 
 
@@ -271,9 +313,9 @@ def test_the_ladder_is_log_even_whatever_the_units_draw_from():
 
 
 def test_frozen_parameters_have_rate_zero():
-  params, options = {"a": dense(6)}, {"overrides": (("^a/", "frozen"),)}
-  state = alrao.scale_by_unit_rates(jax.random.key(0), **options).init(params)
-  assert (alrao.unit_rates(state, params, **options)["a"]["kernel"] == 0).all()
+  params, units = {"a": dense(6)}, alrao.UnitOptions((("^a/", "frozen"),))
+  state = alrao.scale_by_unit_rates(jax.random.key(0), units=units).init(params)
+  assert (alrao.unit_rates(state, params, units=units)["a"]["kernel"] == 0).all()
 
 
 def test_the_widest_interval_of_float32_has_finite_rates():
@@ -299,16 +341,6 @@ def test_batched_keys_draw_as_one_by_one(impl):
   np.testing.assert_array_equal(
     jax.vmap(init)(keys), np.stack([init(key) for key in keys])
   )
-
-
-def test_redraw_follows_the_key_in_the_state():
-  params = {"a": dense(4)}
-  make = lambda key: alrao.scale_by_unit_rates(key, redraw=True)  # noqa: E731
-  keys = jax.random.split(jax.random.key(0), 3)
-  states = jax.vmap(lambda key: make(key).init(params))(keys)
-  update = lambda state: make(keys[0]).update(params, state, params)[1]  # noqa: E731
-  drawn = np.asarray(jax.vmap(update)(states).quantiles)
-  assert len(np.unique(drawn)) == drawn.size
 
 
 def test_a_single_head_outside_the_interval_is_an_error():

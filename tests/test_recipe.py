@@ -142,9 +142,7 @@ def test_width_one_leaves_the_rates_alone():
 def test_units_follow_the_mean_of_several_posteriors():
   params = make_params()
   params["second"] = params["out"]
-  optimizer = alrao.schedule_free_alrao(
-    KEY, 1e-4, 1.0, names=("out", "second"), narrowest=0.0
-  )
+  optimizer = alrao.schedule_free_alrao(KEY, 1e-4, 1.0, narrowest=0.0)
   update = jax.jit(optimizer.update)
   state = optimizer.init(params)
   opposed = {"out": LOG_LIKELIHOODS, "second": LOG_LIKELIHOODS[::-1]}
@@ -159,7 +157,7 @@ def test_units_follow_the_mean_of_several_posteriors():
 def test_export_gives_the_winning_heads_average():
   params, state = train(alrao.schedule_free_alrao(KEY), 30)
   averages = alrao.eval_params(state, params)
-  exported = alrao.export(averages, state)
+  exported = alrao.export(state, averages)
   heads = averages["out"]["alrao_heads"]
   np.testing.assert_array_equal(exported["out"]["kernel"], heads["kernel"][2])
   assert not np.array_equal(heads["kernel"], params["out"]["alrao_heads"]["kernel"])
@@ -168,7 +166,7 @@ def test_export_gives_the_winning_heads_average():
 def test_training_goes_on_after_collapse_as_the_kept_head_would():
   optimizer = alrao.schedule_free_alrao(KEY, narrowest=1.0)
   params, state = train(optimizer, 30)
-  few, few_state = alrao.collapse(optimizer, params, state, keep=1)
+  few_state, few = alrao.collapse(optimizer, state, params, keep=1)
   update = jax.jit(
     lambda params, state, observed: optimizer.update(
       gradient(params, 0), state, params, head_log_likelihoods=observed
@@ -188,7 +186,7 @@ def test_training_goes_on_after_collapse_as_the_kept_head_would():
 def test_a_single_head_has_no_spread_to_divide_by():
   optimizer = alrao.schedule_free_alrao(KEY)
   params, state = train(optimizer, 30)
-  few, state = alrao.collapse(optimizer, params, state, keep=1)
+  state, few = alrao.collapse(optimizer, state, params, keep=1)
   update = jax.jit(optimizer.update)
   _, state = update(few, state, few, head_log_likelihoods=jnp.zeros(1))
   assert np.isfinite(np.array(bounds(state))).all()
@@ -284,7 +282,7 @@ def test_half_precision_goes_on_after_collapse_and_inside_multi_steps(dtype):
   optimizer = optax.MultiSteps(alrao.schedule_free_alrao(KEY, 1e-3, 1e-3), 2)
   with jax.numpy_dtype_promotion("standard"):  # MultiSteps' own mean
     params, state = descend(optimizer, one_weight(dtype), 0.1, 100)
-    params, state = alrao.collapse(optimizer, params, state, (1,))
+    state, params = alrao.collapse(optimizer, state, params, (1,))
     grads = jax.tree.map(lambda p: jnp.full_like(p, 0.1), params)
     before = alrao.eval_params(state, params)["body"]["kernel"]
     step = jax.jit(optimizer.update)
@@ -371,7 +369,7 @@ def test_eval_params_of_other_parameters_say_what_to_pass():
 
 def test_without_heads_the_rates_stay_and_no_log_likelihoods_are_needed():
   params = {"hidden": make_params()["hidden"]}
-  optimizer = alrao.schedule_free_alrao(KEY, 1e-3, 1e-1, heads=None)
+  optimizer = alrao.schedule_free_alrao(KEY, 1e-3, 1e-1, heads=False)
   state = optimizer.init(params)
   rates = alrao.unit_rates(state, params)
   updates, state = jax.jit(optimizer.update)(params, state, params)

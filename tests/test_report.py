@@ -93,32 +93,32 @@ def test_scalars_of_the_units_are_counts():
   weights = np.vstack([params["dense"]["kernel"], params["dense"]["bias"]])
   steps = rates * np.linalg.norm(grads, axis=0)
   guarded = steps > 0.5 * np.maximum(np.linalg.norm(weights, axis=0), 1)
-  alive = ~guarded & (np.arange(12) > 2)
+  moving = ~guarded & (np.arange(12) > 2)
   assert 0 < guarded.sum() < 12 and guarded[3:].any()
   got = {name: float(x) for name, x in alrao.scalars(state, params, updates).items()}
   assert got["alrao/units_guarded"] == pytest.approx(guarded.sum() / 12)
   assert got["alrao/guard_trips"] == guarded.sum()
-  assert got["alrao/units_alive"] == pytest.approx(alive.sum() / 12)
-  assert (got["alrao/heads_alive"], got["alrao/heads_dead"]) == (3, 1)
+  assert got["alrao/units_moving"] == pytest.approx(moving.sum() / 12)
+  assert (got["alrao/heads_moving"], got["alrao/heads_diverged"]) == (3, 1)
 
 
-def test_a_step_lost_to_rounding_is_no_life():
-  for dtype, alive in ((jnp.float32, 1.0), (jnp.bfloat16, 0.0)):
+def test_a_step_lost_to_rounding_is_no_motion():
+  for dtype, moving in ((jnp.float32, 1.0), (jnp.bfloat16, 0.0)):
     params = {"dense": {"kernel": jnp.ones((4, 2), dtype)}}
     updates = {"dense": {"kernel": jnp.full((4, 2), 1e-5, dtype)}}
     state = alrao.scale_by_unit_rates(KEY).init(params)
-    assert alrao.scalars(state, params, updates) == {"alrao/units_alive": alive}
+    assert alrao.scalars(state, params, updates) == {"alrao/units_moving": moving}
     moved = optax.apply_updates(params, updates)
-    assert bool((moved["dense"]["kernel"] != 1).all()) == bool(alive)
+    assert bool((moved["dense"]["kernel"] != 1).all()) == bool(moving)
 
 
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, 0.0])
-def test_a_unit_without_a_finite_step_is_dead(bad):
+def test_a_unit_without_a_finite_step_stands(bad):
   params = make_params()
   state, updates = one_step(alrao.alrao(KEY, None, 0.1, 1.0), params)
   updates["dense"]["kernel"] = updates["dense"]["kernel"].at[:, 5].set(bad)
   updates["dense"]["bias"] = updates["dense"]["bias"].at[5].set(bad)
-  got = alrao.scalars(state, params, updates)["alrao/units_alive"]
+  got = alrao.scalars(state, params, updates)["alrao/units_moving"]
   np.testing.assert_allclose(got, 11 / 12, rtol=1e-6)
 
 
@@ -168,7 +168,7 @@ def test_scalars_are_vmapped_over_keys():
 def test_each_layer_of_heads_has_its_own_scalars():
   params = make_params()
   params["second"] = params["out"]
-  optimizer = alrao.alrao(KEY, names=("out", "second"))
+  optimizer = alrao.alrao(KEY)
   other = LOG_LIKELIHOODS[::-1].copy()
   reports = {"out": LOG_LIKELIHOODS, "second": other}
   state, updates = one_step(optimizer, params, reports)
@@ -228,22 +228,22 @@ def test_linen_and_nnx_models_are_reported_alike():
   assert alrao.report(optimizer.opt_state, state) == linen
   updates = jax.tree.map(jnp.ones_like, state)
   got = alrao.scalars(optimizer.opt_state, state, updates)
-  assert got["alrao/heads_alive"] == N
+  assert got["alrao/heads_moving"] == N
 
 
-def test_only_updates_that_multi_steps_has_made_tell_who_is_alive():
+def test_only_updates_that_multi_steps_has_made_tell_who_moves():
   params = make_params()
   tx = optax.MultiSteps(alrao.alrao(KEY, None, 0.1, 1.0), 2)
   grads = jax.tree.map(jnp.cos, params)
-  state, alive = tx.init(params), []
+  state, moving = tx.init(params), []
   with jax.numpy_dtype_promotion("standard"):
     for _ in range(4):
       updates, state = jax.jit(tx.update)(
         grads, state, params, head_log_likelihoods=jnp.asarray(LOG_LIKELIHOODS)
       )
       got = alrao.scalars(state, params, updates)
-      alive.append((bool(tx.has_updated(state)), float(got["alrao/units_alive"])))
-  assert alive == [(False, 0.0), (True, 1.0)] * 2
+      moving.append((bool(tx.has_updated(state)), float(got["alrao/units_moving"])))
+  assert moving == [(False, 0.0), (True, 1.0)] * 2
 
 
 def test_a_posterior_alone_has_scalars():
@@ -251,6 +251,8 @@ def test_a_posterior_alone_has_scalars():
   assert set(alrao.scalars(tracker.init(make_params()))) == {
     *(f"alrao/head_{j}/weight" for j in range(N)),
     "alrao/effective_heads",
+    "alrao/heads_diverged",
+    "alrao/all_heads_diverged_steps",
   }
 
 
@@ -283,14 +285,14 @@ def test_parts_with_rates_of_their_own_have_scalars_of_the_whole_and_of_each():
     posterior(state) @ np.linspace(-4, 0, N),
     rtol=1e-5,
   )
-  assert got["alrao/heads_alive"] == 3 and "alrao/units_alive" not in got
+  assert got["alrao/heads_moving"] == 3 and "alrao/units_moving" not in got
   body = alrao.scalars(
     state[0].inner_states["body"],
     {"dense": params["dense"]},
     {"dense": updates["dense"]},
   )
   assert set(body) == {
-    "alrao/units_alive",
+    "alrao/units_moving",
     "alrao/units_guarded",
     "alrao/guard_trips",
   }
@@ -317,6 +319,83 @@ def test_parts_with_rates_of_their_own_are_reported_one_by_one(tmp_path):
     alrao.report((body, state[1]), dense)
 
 
+# --- What went wrong
+
+
+def test_steps_that_went_wrong_are_counted_by_what():
+  params = make_params()
+  optimizer = alrao.alrao(KEY, None, 0.1, 0.1, guard=alrao.guard())
+  update, state = jax.jit(optimizer.update), optimizer.init(params)
+  fine = jax.tree.map(lambda p: 0.1 * jnp.cos(p), params)
+  body = jax.tree.map(jnp.copy, fine)
+  body["dense"]["bias"] = body["dense"]["bias"].at[3].set(jnp.nan)
+  head = jax.tree.map(jnp.copy, fine)
+  head["out"]["alrao_heads"]["bias"] = (
+    fine["out"]["alrao_heads"]["bias"].at[0].set(jnp.inf)
+  )
+  huge = jax.tree.map(lambda g: 1e12 * g, fine)
+  good, none = jnp.asarray(LOG_LIKELIHOODS), jnp.full(N, -jnp.inf)
+  for grads, seen in (
+    (fine, good),
+    (body, good),
+    (head, good),
+    (body, good),
+    (fine, none),
+    (huge, good),
+  ):
+    _, state = update(grads, state, params, head_log_likelihoods=seen)
+  got = alrao.scalars(state)
+  expected = {
+    "nonfinite_body_steps": 2,
+    "nonfinite_head_steps": 1,
+    "all_heads_diverged_steps": 1,
+    "skipped_steps": 1,
+    "guard_trips": 0,
+  }
+  for name, value in expected.items():
+    assert got[f"alrao/{name}"] == value, name
+    assert got[f"alrao/{name}"].dtype == jnp.int32
+  found = alrao.report(state, params)
+  assert {name: getattr(found, name) for name in list(expected)[:4]} == dict(
+    list(expected.items())[:4]
+  )
+  text = str(found)
+  assert "not finite in 2 steps of the body, 1 of the heads" in text
+  assert "1 steps skipped" in text
+
+
+@pytest.mark.parametrize("guard", [None, alrao.guard()])
+def test_a_run_without_a_healthy_head_says_so_and_names_the_guard(guard):
+  params = make_params()
+  optimizer = alrao.schedule_free_alrao(KEY, guard=guard)
+  update, state = jax.jit(optimizer.update), optimizer.init(params)
+  for _ in range(3):
+    _, state = update(params, state, params, head_log_likelihoods=jnp.full(N, -jnp.inf))
+  got = alrao.scalars(state)
+  assert got["alrao/heads_diverged"] == N
+  assert got["alrao/all_heads_diverged_steps"] == 3
+  text = str(alrao.report(state, params))
+  assert "All heads have diverged, in 3 steps so far" in text
+  assert ("guard=alrao_jax.guard()" in text) == (guard is None)
+  _, state = update(
+    params, state, params, head_log_likelihoods=jnp.asarray(LOG_LIKELIHOODS)
+  )
+  assert "All heads had diverged in 3 steps." in str(alrao.report(state, params))
+
+
+def test_each_layer_of_heads_counts_its_own_divergence():
+  params = make_params()
+  params["second"] = params["out"]
+  optimizer = alrao.alrao(KEY)
+  reports = {"out": LOG_LIKELIHOODS, "second": np.full(N, -np.inf, np.float32)}
+  state, updates = one_step(optimizer, params, reports)
+  got = alrao.scalars(state, params, updates)
+  assert (got["alrao/out/heads_diverged"], got["alrao/second/heads_diverged"]) == (1, N)
+  assert got["alrao/out/all_heads_diverged_steps"] == 0
+  assert got["alrao/second/all_heads_diverged_steps"] == 1
+  assert alrao.report(state, params, name="second").heads_diverged == N
+
+
 # --- The report
 
 
@@ -338,7 +417,7 @@ def test_kept_heads_are_reported_slowest_first(keep, tmp_path):
   pytest.importorskip("matplotlib")
   params, state, _ = example()
   optimizer = alrao.alrao(KEY, guard=alrao.guard(limit=0.5))
-  params, state = alrao.collapse(optimizer, params, state, keep)
+  state, params = alrao.collapse(optimizer, state, params, keep)
   found = alrao.report(state, params)
   expected = [LADDER[head] for head in sorted(keep)]
   np.testing.assert_allclose([h.rate for h in found.heads], expected, rtol=1e-5)
@@ -383,11 +462,12 @@ def test_the_report_of_the_heads_is_the_formulas():
   assert found.effective_heads == pytest.approx(
     math.prod(w**-w for w in weights), rel=1e-5
   )
-  assert found.observations == 1 and found.dead_heads == 1
+  assert found.observations == 1 and found.heads_diverged == 1
   for head, rate, weight in zip(found.heads, LADDER, weights, strict=True):
     assert head.rate == pytest.approx(rate, rel=1e-5)
     assert head.weight == pytest.approx(weight, rel=1e-6)
-  assert [head.alive for head in found.heads] == [True, True, True, False]
+  assert [head.moving for head in found.heads] == [True, True, True, False]
+  assert [head.healthy for head in found.heads] == [True, True, True, False]
 
 
 def test_the_report_of_the_units_is_a_histogram():
@@ -400,14 +480,14 @@ def test_the_report_of_the_units_is_a_histogram():
   np.testing.assert_allclose(np.diff(np.log10(edges)), 1.0)
   counts, _ = np.histogram(rates, edges)
   sums, _ = np.histogram(rates, edges, weights=squares)
-  alive, _ = np.histogram(rates[squares > 0], edges)
+  moving, _ = np.histogram(rates[squares > 0], edges)
   assert [decade.units for decade in found.decades] == counts.tolist()
-  assert [decade.alive for decade in found.decades] == alive.tolist()
+  assert [decade.moving for decade in found.decades] == moving.tolist()
   shares = [decade.share_of_squared_update for decade in found.decades]
   np.testing.assert_allclose(shares, sums / squares.sum(), rtol=1e-5)
   trips = alrao.scalars(state)["alrao/guard_trips"]
   assert found.units_guarded == trips > 0
-  assert found.units == 12 and found.units_alive == alive.sum()
+  assert found.units == 12 and found.units_moving == moving.sum()
 
 
 def test_equal_bounds_at_a_power_of_ten_are_one_decade():
@@ -428,19 +508,22 @@ def test_units_without_a_rate_have_a_line_of_their_own():
 
 def test_a_model_without_heads_has_a_report_of_its_units():
   params = {"dense": make_params()["dense"]}
-  state = alrao.alrao(KEY, heads=None).init(params)
+  state = alrao.alrao(KEY, heads=False).init(params)
   found = alrao.report(state, params)
-  assert (found.heads, found.learning_rate, found.dead_heads) == ((), None, None)
+  assert (found.heads, found.learning_rate, found.heads_diverged) == ((), None, None)
   assert found.units == 12 and "heads" not in str(found)
-  assert alrao.scalars(state) == {}
+  assert set(alrao.scalars(state)) == {
+    "alrao/nonfinite_body_steps",
+    "alrao/nonfinite_head_steps",
+  }
 
 
-def test_without_updates_nothing_is_said_about_who_is_alive():
+def test_without_updates_nothing_is_said_about_who_moves():
   params, state, _ = example()
   found = alrao.report(state, params)
-  assert found.units_alive is None and found.dead_heads is None
+  assert found.units_moving is None and found.heads_moving is None
   assert {decade.share_of_squared_update for decade in found.decades} == {None}
-  assert "dead" not in str(found)
+  assert "moving." not in str(found) and "1 diverged" in str(found)
 
 
 def test_a_report_is_plain_data():
@@ -464,7 +547,7 @@ def test_the_text_and_the_rich_table_say_the_same():
   for line in str(found).splitlines():
     for cell in line.split("  "):
       assert cell.strip() in drawn
-  assert "1 dead" in drawn and f"{found.units_guarded} guarded" in drawn
+  assert "1 diverged" in drawn and f"{found.units_guarded} guarded" in drawn
 
 
 @pytest.mark.parametrize("with_updates", [False, True])
@@ -506,9 +589,11 @@ def test_a_state_of_several_seeds_is_an_error():
     alrao.scalars,
     alrao.best_heads,
     lambda state: alrao.report(state, params),
-    lambda state: alrao.collapse(optimizer, params, state),
+    lambda state: alrao.collapse(optimizer, state, params),
   ):
-    with pytest.raises(ValueError, match=r"\(num_heads.*\), got .*Index one seed: jax"):
+    with pytest.raises(
+      ValueError, match=r"\(num_(heads|units),\), got .*Index one seed: jax"
+    ):
       call(states)
   one = jax.tree.map(lambda x: x[1], states)
   assert alrao.best_heads(one) == (0,) and alrao.report(one, params).units == 12

@@ -14,6 +14,7 @@ import pytest
 
 from alrao_jax._losses import classification_loss
 from alrao_jax._multi_head import HeadOutputs, multi_head
+from alrao_jax._predict import mixture_log_probs
 
 NUM_HEADS, BATCH, FEATURES, HIDDEN, CLASSES = 5, 16, 12, 8, 3
 MANY_CLASSES = 40  # of large heads, which are handled apart
@@ -370,7 +371,7 @@ def test_diverged_heads_leave_finite_gradients_of_the_others(head, dtype):
   step = compiled_step(head_fn)
   for name, victims in VICTIMS.items():
     without_victims = log_weights.at[np.array(victims)].set(-jnp.inf)
-    (healthy_loss, _), healthy = step(params, features, labels, without_victims)
+    (expected_loss, _), expected_grads = step(params, features, labels, without_victims)
     for factor in FACTORS:
       case = f"{name} heads times {factor}"
       bad = diverge(params, factor, victims)
@@ -378,30 +379,44 @@ def test_diverged_heads_leave_finite_gradients_of_the_others(head, dtype):
       assert all_finite(grads), case
       assert not np.isnan(loss), case
       assert not np.isnan(info.head_log_likelihoods).any(), case
-      alive = set(np.flatnonzero(info.alive).tolist())
-      assert alive >= set(range(NUM_HEADS)) - set(victims), case
-      assert np.isfinite(factor) or not alive & set(victims), case
-      if not alive:
+      healthy = set(np.flatnonzero(info.healthy).tolist())
+      assert healthy >= set(range(NUM_HEADS)) - set(victims), case
+      assert np.isfinite(factor) or not healthy & set(victims), case
+      if not healthy:
         assert loss == jnp.inf, case
         assert not any(x.any() for x in jax.tree.leaves(grads)), case
-      elif not alive & set(victims):
-        # As if they had never been there. (Some stay alive at 1e25.)
-        assert_close(loss, healthy_loss, terms=BATCH)
-        assert_close(grads[1], healthy[1], terms=NUM_HEADS)
-        others = np.array(sorted(alive))
-        mine, expected = jax.tree.map(lambda x, i=others: x[i], (grads[0], healthy[0]))
+      elif not healthy & set(victims):
+        # As if they had never been there. (Some stay healthy at 1e25.)
+        assert_close(loss, expected_loss, terms=BATCH)
+        assert_close(grads[1], expected_grads[1], terms=NUM_HEADS)
+        others = np.array(sorted(healthy))
+        mine, expected = jax.tree.map(
+          lambda x, i=others: x[i], (grads[0], expected_grads[0])
+        )
         assert_close(mine, expected, terms=BATCH)
 
 
-def test_nonfinite_cotangents_are_zero_where_they_enter(sized):
+def test_only_heads_without_a_part_have_nonfinite_cotangents_made_zero(sized):
   head_fn, params = sized(dense_head)()
   features, *_ = batch()
   _, pullback = jax.vjp(lambda *args: multi_head(head_fn, *args), params, features)
   pullback = jax.jit(pullback)
   shared = own = jnp.ones((NUM_HEADS, BATCH, params["kernel"].shape[-1]))
-  expected = pullback(HeadOutputs(shared.at[:, 3].set(0), own.at[1, 2].set(0)))
-  broken = HeadOutputs(shared.at[:, 3].set(jnp.nan), own.at[1, 2].set(jnp.inf))
-  jax.tree.map(np.testing.assert_array_equal, pullback(broken), expected)
+  shared = shared.at[2].set(0)
+  expected = pullback(HeadOutputs(shared, own.at[2, 2].set(0)))
+  spared = pullback(HeadOutputs(shared, own.at[2, 2].set(jnp.inf)))
+  jax.tree.map(np.testing.assert_array_equal, spared, expected)
+  d_params, d_features = pullback(HeadOutputs(shared, own.at[1, 2].set(jnp.inf)))
+  np.testing.assert_array_equal(d_features, expected[1])
+  told = jnp.isfinite(d_params["kernel"]).all(axis=(1, 2))
+  assert told.tolist() == [True, False, True, True, True]
+  for bad in (jnp.nan, jnp.inf):
+    d_params, d_features = pullback(HeadOutputs(shared.at[3, 4].set(bad), own))
+    finite = jnp.isfinite(d_features).all(axis=1)
+    assert np.flatnonzero(~finite).tolist() == [4]
+    jax.tree.map(
+      np.testing.assert_array_equal, d_params, pullback(HeadOutputs(shared, own))[0]
+    )
 
 
 def test_nonfinite_features_leave_finite_gradients(sized):
@@ -411,7 +426,7 @@ def test_nonfinite_features_leave_finite_gradients(sized):
     args = params, features.at[0, 0].set(bad), labels, log_weights
     (loss, info), grads = compiled_step(head_fn)(*args)
     assert loss == jnp.inf
-    assert not info.alive.any()
+    assert not info.healthy.any()
     assert all_finite(grads)
 
 
@@ -437,21 +452,24 @@ def test_division_by_exactly_zero_in_one_head_spares_the_others(sized):
   assert_victim_is_spared(head_fn, params, victim=2)
 
 
-def test_overflow_of_what_a_live_head_gives_back_leaves_finite_gradients(sized):
-  """Apart, the others' remains."""
+@pytest.mark.parametrize("part", [True, False])
+def test_overflow_of_what_a_head_gives_back_is_told_if_it_has_a_part(part, sized):
   _, params = sized(dense_head)()
   kernels = jnp.ones_like(params["kernel"]).at[2].set(3e38)
   features = jnp.zeros((BATCH, FEATURES))
+  shares = jnp.ones(NUM_HEADS).at[2].set(float(part))
 
   def total(features):
-    return multi_head(lambda kernel, x: x @ kernel, kernels, features).shared.sum()
+    heads = multi_head(lambda kernel, x: x @ kernel, kernels, features)
+    return (shares[:, None, None] * heads.shared).sum()
 
   gradient = jax.grad(total)(features)
-  others = (NUM_HEADS - 1) * kernels.shape[-1] if sized is large else 0
-  np.testing.assert_array_equal(gradient, jnp.full_like(features, others))
+  others = (NUM_HEADS - 1) * kernels.shape[-1]
+  expected = jnp.full_like(features, jnp.inf if part else others)
+  np.testing.assert_array_equal(gradient, expected)
 
 
-def test_sum_over_heads_that_overflows_is_zero():
+def test_sum_over_heads_that_overflows_is_told():
   kernels = jnp.full((NUM_HEADS, FEATURES, MANY_CLASSES), 1000, jnp.float16)
   features = jnp.zeros((BATCH, FEATURES), jnp.float16)
 
@@ -459,7 +477,23 @@ def test_sum_over_heads_that_overflows_is_zero():
     return multi_head(lambda kernel, x: x @ kernel, kernels, features).shared.sum()
 
   # 40,000 from each of five heads: above float16's 65,504 in sum alone.
-  assert not jax.grad(total)(features).any()
+  assert (jax.grad(total)(features) == jnp.inf).all()
+
+
+def test_own_gradient_that_overflows_is_told_if_the_head_has_a_part(sized):
+  head_fn, params = sized(dense_head)()
+  features = jnp.full((BATCH, FEATURES), 1e30)
+
+  def total(params, shares):
+    heads = multi_head(head_fn, params, features)
+    losses = heads.own.sum(axis=(1, 2)) * 1e10
+    return losses.sum() + (shares[:, None, None] * heads.shared).sum()
+
+  shares = jnp.array([1.0, 0, 0, 1e-30, 0])
+  gradient = jax.jit(jax.grad(total))(params, shares)["kernel"]
+  told = jnp.isinf(gradient).all(axis=(1, 2))
+  assert told.tolist() == [True, False, False, True, False]
+  assert not gradient[jnp.array([1, 2, 4])].any()
 
 
 def test_overflow_in_a_rematerialised_head_spares_the_others(sized):
@@ -471,7 +505,7 @@ def test_overflow_in_a_rematerialised_head_spares_the_others(sized):
 def assert_victim_is_spared(head_fn, params, victim):
   features, labels, log_weights = batch()
   (loss, info), grads = gradient_fn(head_fn)(params, features, labels, log_weights)
-  assert np.flatnonzero(~info.alive).tolist() == [victim]
+  assert np.flatnonzero(~info.healthy).tolist() == [victim]
   assert np.isfinite(loss)
   assert all_finite(grads)
   others = jax.tree.map(lambda x: jnp.delete(x, victim, axis=0), (params, log_weights))
@@ -479,7 +513,7 @@ def assert_victim_is_spared(head_fn, params, victim):
   assert_close(grads[1], expected[1], terms=NUM_HEADS * HIDDEN)
 
 
-def test_infinite_residuals_of_heads_that_are_alive_count_as_they_are(sized):
+def test_infinite_residuals_of_healthy_heads_count_as_they_are(sized):
   """Outputs are finite, and so are gradients."""
 
   def masked(params, inputs):
@@ -492,7 +526,7 @@ def test_infinite_residuals_of_heads_that_are_alive_count_as_they_are(sized):
   inputs = features, jnp.zeros_like(features).at[:, 3:6].set(-jnp.inf)
   for head_fn in (masked, rematerialised(masked)):
     (loss, info), grads = gradient_fn(head_fn)(params, inputs, labels, log_weights)
-    assert info.alive.all()
+    assert info.healthy.all()
     (expected_loss, _), expected = gradient_fn(head_fn, two_evaluations)(
       params, inputs, labels, log_weights
     )
@@ -699,10 +733,11 @@ def test_scanned_training_equals_a_loop(sized):
     assert_close(scanned, params, terms=3 * BATCH * NUM_HEADS)
 
 
-def test_shard_map_checks_how_values_vary_over_devices(sized):
+@pytest.mark.parametrize("num_devices", [1, 2])
+def test_shard_map_checks_how_values_vary_over_devices(num_devices, sized):
   head_fn, params = sized(mlp_head)()
   features, labels, log_weights = batch()
-  mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+  mesh = auto_mesh("data", num_devices)
   rows = jax.P("data")
 
   @jax.jit
@@ -710,12 +745,48 @@ def test_shard_map_checks_how_values_vary_over_devices(sized):
     jax.shard_map, mesh=mesh, in_specs=(jax.P(), rows, rows), out_specs=(jax.P(), rows)
   )
   def gradients(params, features, labels):
-    return gradient_fn(head_fn)(params, features, labels, jnp.asarray(log_weights))[1]
+    grads = gradient_fn(head_fn)(params, features, labels, jnp.asarray(log_weights))[1]
+    return jax.tree.map(lambda x: x / num_devices, grads)  # of a sum over devices
 
   for bad in (params, diverge(params, np.inf, [1])):
     _, expected = compiled_step(head_fn)(bad, features, labels, log_weights)
     actual = gradients(bad, features, labels)
     assert_close(actual, expected, terms=NUM_HEADS * BATCH)
+
+
+def auto_mesh(name, num_devices):
+  types = (jax.sharding.AxisType.Auto,)
+  return jax.make_mesh((num_devices,), (name,), axis_types=types)
+
+
+def test_heads_of_several_devices_spare_each_other_in_shard_map(sized):
+  """All heads of one device have diverged, and what it gives back is NaN."""
+  head_fn, params = sized(norm_head)()
+  params = jax.tree.map(lambda x: x[:4], params)
+  features, labels, log_weights = batch()
+  log_weights = log_weights[:4]
+  over_heads = functools.partial(
+    jax.shard_map,
+    mesh=auto_mesh("heads", 2),
+    in_specs=(jax.P("heads"), jax.P()),
+    out_specs=jax.P("heads"),
+  )
+
+  def split(head_fn, params, features):
+    return over_heads(functools.partial(multi_head, head_fn))(params, features)
+
+  step = compiled_step(head_fn, split)
+  for victims in ([], [3], [2, 3], [0, 1]):
+    factors = jnp.ones(4).at[np.array(victims, int)].set(jnp.nan)
+    bad = jax.tree.map(
+      lambda x, f=factors: x * f.reshape((-1,) + (1,) * (x.ndim - 1)), params
+    )
+    args = bad, features, labels, log_weights
+    (expected_loss, _), expected = compiled_step(head_fn)(*args)
+    (loss, info), actual = step(*args)
+    assert info.healthy.sum() == 4 - len(victims)
+    assert all_finite(actual)
+    assert_close((loss, actual), (expected_loss, expected), terms=NUM_HEADS * BATCH)
 
 
 def test_checkpoint_changes_nothing(sized):
@@ -795,6 +866,124 @@ def test_head_outputs_are_a_tree_and_no_array():
     jax.nn.softmax(heads)
   with pytest.raises(AttributeError):
     heads.own = x
+
+
+def test_head_outputs_are_shown_by_their_shapes():
+  x = jnp.ones((3, 2))
+  assert repr(HeadOutputs(x, x)) == "HeadOutputs(float32[3,2])"
+  pair = (x, {"scale": x.astype(jnp.bfloat16)})
+  shown = "HeadOutputs((float32[3,2], {scale: bfloat16[3,2]}))"
+  assert repr(HeadOutputs(pair, pair)) == shown
+  assert repr(HeadOutputs(0, 0)) == "HeadOutputs(0)"
+
+
+def test_map_slices_both_halves():
+  x, y = normal(0, 3, 5, 4), normal(1, 3, 5)
+  heads = HeadOutputs((x, y), (x, 2 * y)).map(lambda x: x[:, :2])
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    (heads.shared, heads.own),
+    ((x[:, :2], y[:, :2]), (x[:, :2], 2 * y[:, :2])),
+  )
+  assert heads.num_heads == 3
+
+
+def single_example(params, x):
+  """A model of one example, as under `jax.vmap`."""
+  return multi_head(dense, params, x[None]).map(lambda outputs: outputs[:, 0])
+
+
+@pytest.mark.parametrize("examples", [NUM_HEADS, BATCH])
+def test_a_model_of_single_examples_needs_the_examples_on_axis_1(examples, sized):
+  _, params = sized(dense_head)()
+  features, labels, log_weights = batch()
+  features, labels = features[:examples], labels[:examples]
+  loss = functools.partial(classification_loss, labels=labels, log_weights=log_weights)
+  moved = jax.vmap(single_example, (None, 0))(params, features)
+  message = (
+    r"got them on axis 1 of HeadOutputs\(.*axis=float32\[\d+,0\]\), as jax.vmap .*"
+    r"jax.vmap\(model, out_axes=1\), or .*moveaxis\(x, 1, 0\)"
+  )
+  for refused in (
+    lambda: loss(moved),
+    lambda: jax.jit(loss)(moved),
+    lambda: mixture_log_probs(moved, log_weights),
+    lambda: moved.num_heads,
+    lambda: moved.map(jnp.tanh),
+  ):
+    with pytest.raises(ValueError, match=message):
+      refused()
+  expected, _ = loss(multi_head(dense, params, features))
+  in_place = jax.vmap(single_example, (None, 0), out_axes=1)(params, features)
+  back = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), moved)
+  for heads in (in_place, back):
+    assert_close(loss(heads)[0], expected, terms=BATCH)
+
+
+def test_outputs_stacked_by_scan_are_refused(sized):
+  head_fn, params = sized(dense_head)()
+  features, *_ = batch()
+  _, heads = jax.lax.scan(
+    lambda _, x: (None, multi_head(head_fn, params, x)), None, features[:, None]
+  )
+  with pytest.raises(ValueError, match="got them on axis 1 of"):
+    _ = heads.num_heads
+
+
+def test_head_outputs_pass_through_transformations():
+  features, labels, log_weights = batch()
+  head_fn, params = dense_head()
+  heads = multi_head(head_fn, params, features)
+
+  def loss(heads):
+    return classification_loss(heads, labels, log_weights)[0]
+
+  expected, gradients = jax.value_and_grad(loss)(heads)
+  assert isinstance(gradients, HeadOutputs)
+  assert gradients.shared.shape == heads.shared.shape
+  # jit, cond and scan, as argument, result and carry
+  passed = jax.jit(lambda heads: heads)(heads)
+  passed = jax.lax.cond(loss(passed) > 0, lambda x: x, lambda x: x.map(jnp.sin), passed)
+  made = HeadOutputs(passed.shared, passed.own)
+  passed, _ = jax.lax.scan(
+    lambda heads, _: (heads.map(lambda x: x), None), made, length=2
+  )
+  assert_close(loss(passed), expected, terms=BATCH)
+  # seeds on axis 0 outside, and the loss of each inside
+  seeds = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), params)
+  stacked = jax.vmap(multi_head, (None, 0, None), axis_size=2)(head_fn, seeds, features)
+  losses = jax.vmap(loss)(stacked)
+  assert_close(losses[0], expected, terms=BATCH)
+  assert_close(loss(jax.tree.map(lambda x: x[0], stacked)), expected, terms=BATCH)
+  # both halves are pairs of axes, too
+  halves = jax.vmap(loss, in_axes=(HeadOutputs(0, 0),))(stacked)
+  assert_close(halves, losses, terms=BATCH)
+  assert jax.eval_shape(lambda: heads).num_heads == NUM_HEADS
+
+
+def test_head_outputs_are_split_over_devices_by_heads_or_examples():
+  features, labels, log_weights = batch()
+  head_fn, params = dense_head()
+  params = jax.tree.map(lambda x: x[:4], params)
+  heads = multi_head(head_fn, params, features)
+  mesh = auto_mesh("axis", 2)
+  for axis in (0, 1):
+    spec = jax.P(*[None] * axis, "axis")
+    specs = HeadOutputs(spec, spec)
+    assert specs.axis == (jax.P("axis") if axis == 0 else jax.P(None))
+    passed = jax.shard_map(lambda x: x, mesh=mesh, in_specs=(specs,), out_specs=specs)(
+      heads
+    )
+    shardings = jax.tree.map(
+      lambda spec: jax.sharding.NamedSharding(mesh, spec),
+      specs,
+      is_leaf=lambda x: isinstance(x, jax.P),
+    )
+    passed = jax.jit(lambda x: x, out_shardings=shardings)(passed)
+    assert passed.num_heads == 4
+    np.testing.assert_array_equal(passed.own, heads.own)
+  sharding = jax.sharding.NamedSharding(mesh, jax.P(None, "axis"))
+  assert HeadOutputs(sharding, sharding).axis.spec == jax.P(None)
 
 
 def test_head_fn_must_be_callable():

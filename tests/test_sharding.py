@@ -55,7 +55,7 @@ def of(found, *words):
 
 
 def test_parameters_of_heads_are_split_and_no_others():
-  shardings, _ = alrao.head_shardings(alrao.alrao(KEY), make_params(), make_mesh())
+  _, shardings = alrao.head_shardings(alrao.alrao(KEY), make_params(), make_mesh())
   found = specs(shardings)
   assert of(found, "alrao_heads") == {HEAD}
   assert of(found, "dense") == {WHOLE}
@@ -73,7 +73,7 @@ def test_parameters_of_heads_are_split_and_no_others():
 def test_moments_of_heads_are_split_wherever_they_are(wrap):
   optimizer = wrap(alrao.alrao(KEY, optax.scale_by_adam()))
   params = make_params()
-  _, shardings = alrao.head_shardings(optimizer, params, make_mesh())
+  shardings, _ = alrao.head_shardings(optimizer, params, make_mesh())
   jax.tree.map(lambda *_: None, shardings, optimizer.init(params))  # the same tree
   found = specs(shardings)
   for moment in (".mu", ".nu"):
@@ -82,16 +82,16 @@ def test_moments_of_heads_are_split_wherever_they_are(wrap):
 
 
 def test_rates_and_posterior_stand_on_every_device():
-  _, shardings = alrao.head_shardings(alrao.alrao(KEY), make_params(), make_mesh())
+  shardings, _ = alrao.head_shardings(alrao.alrao(KEY), make_params(), make_mesh())
   found = specs(shardings)
-  for name in ("quantiles", "log_weights", ".alpha", ".beta"):
+  for name in ("ladder", "quantiles", "log_weights", ".alpha", ".beta"):
     assert of(found, name) == {WHOLE}
 
 
 def test_numbers_that_per_head_keeps_for_each_head_are_split():
   inner = alrao.per_head(optax.scale_by_adam())
   optimizer = alrao.alrao(KEY, inner)
-  _, shardings = alrao.head_shardings(optimizer, make_params(), make_mesh())
+  shardings, _ = alrao.head_shardings(optimizer, make_params(), make_mesh())
   found = specs(shardings)
   assert of(found, ".heads", ".count") == {HEAD}
   assert of(found, ".body", ".count") == {WHOLE}
@@ -105,7 +105,7 @@ def test_the_axis_of_the_heads_may_be_another_than_the_first():
     init, lambda updates, state, _=None: (updates, state)
   )
   optimizer = optax.chain(tx, alrao.alrao(KEY))
-  _, shardings = alrao.head_shardings(optimizer, make_params(), make_mesh())
+  shardings, _ = alrao.head_shardings(optimizer, make_params(), make_mesh())
   assert shardings[0].spec == P(None, "heads")
 
 
@@ -117,7 +117,7 @@ def test_a_state_that_mixes_the_heads_stands_on_every_device():
     init, lambda updates, state, _=None: (updates, state)
   )
   optimizer = optax.chain(tx, alrao.alrao(KEY))
-  _, shardings = alrao.head_shardings(optimizer, make_params(), make_mesh())
+  shardings, _ = alrao.head_shardings(optimizer, make_params(), make_mesh())
   assert shardings[0].spec == WHOLE
 
 
@@ -133,11 +133,11 @@ def test_agrees_with_the_metadata_of_flax():
     return jax.eval_shape(model.init, KEY, jnp.ones((1, F)))["params"]
 
   by_flax = nn.meta.unbox(nn.get_sharding(boxed("heads"), mesh))
-  ours, _ = alrao.head_shardings(alrao.alrao(KEY), boxed(None), mesh)
+  _, ours = alrao.head_shardings(alrao.alrao(KEY), boxed(None), mesh)
   equal = jax.tree.map(lambda a, b: a.is_equivalent_to(b, 3), by_flax, ours)
   assert all(jax.tree.leaves(equal))
   # Boxes are kept, so that boxed parameters can be placed.
-  kept, _ = alrao.head_shardings(alrao.alrao(KEY), boxed("heads"), mesh)
+  _, kept = alrao.head_shardings(alrao.alrao(KEY), boxed("heads"), mesh)
   assert isinstance(kept["alrao_heads"]["kernel"], nn.Partitioned)
 
 
@@ -148,8 +148,8 @@ def test_parameters_of_nnx_can_be_placed():
   model = alrao_nnx.MultiHead(make_head, num_heads=N, rngs=nnx.Rngs(0))
   optimizer, params = alrao.alrao(KEY, optax.trace(0.9)), nnx.state(model, nnx.Param)
   shardings = alrao.head_shardings(optimizer, params, make_mesh())
-  placed = jax.device_put((params, optimizer.init(params)), shardings)
-  for tree in (placed[0], optax.tree.get(placed[1], "trace")):
+  placed = jax.device_put((optimizer.init(params), params), shardings)
+  for tree in (placed[1], optax.tree.get(placed[0], "trace")):
     assert {leaf.sharding.spec for leaf in jax.tree.leaves(tree)} == {HEAD}
 
 
@@ -168,7 +168,7 @@ def test_errors_say_what_to_write():
     alrao.head_shardings(optimizer, make_params(5), make_mesh())
   with pytest.raises(ValueError, match="axis of the mesh, got 'model'; it has .'data'"):
     alrao.head_shardings(optimizer, make_params(), make_mesh(), "model")
-  with pytest.raises(ValueError, match="must have heads, .* got none"):
+  with pytest.raises(ValueError, match="must have heads, got no path"):
     alrao.head_shardings(optimizer, {"dense": jnp.ones(3)}, make_mesh())
   explicit = jax.make_mesh((2, 2), ("data", "heads"), (AxisType.Explicit,) * 2)
   for split in (
@@ -233,7 +233,8 @@ def test_a_step_on_four_devices_moves_sums_alone_and_is_the_same(classes):
     return optax.apply_updates(params, updates), opt_state
 
   mesh = make_mesh()
-  shardings = alrao.head_shardings(optimizer, params, mesh)
+  of_state, of_params = alrao.head_shardings(optimizer, params, mesh)
+  shardings = (of_params, of_state)
   rows = NamedSharding(mesh, P("data"))
   sharded = jax.jit(
     step, in_shardings=(*shardings, rows, rows), out_shardings=shardings

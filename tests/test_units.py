@@ -1,3 +1,6 @@
+import dataclasses
+import functools
+import pathlib
 import re
 
 import equinox as eqx
@@ -14,7 +17,7 @@ from hypothesis import strategies as st
 
 import alrao_jax.linen
 import alrao_jax.nnx
-from alrao_jax._rules import Units
+from alrao_jax._rules import RULES, Units, rule_name
 from alrao_jax._tree import flatten_with_paths, head_name, path_of
 from alrao_jax._units import UnitOptions, describe_units, unit_specs
 
@@ -32,7 +35,7 @@ def shapes(**leaves):
 
 
 def specs(params, **options):
-  return unit_specs(params, UnitOptions(**options))
+  return unit_specs(params, units=UnitOptions(**options))
 
 
 def axes(params, **options):
@@ -138,7 +141,7 @@ def test_strict_makes_an_unknown_leaf_an_error():
     ValueError, match=r"'a/theta' of shape \(3, 5\), 'b/phi'"
   ) as error:
     specs(params, strict=True)
-  assert "overrides=[(r'^a/theta$', (1,))]" in str(error.value)
+  assert "units=UnitOptions(overrides=[(r'^a/theta$', (1,))])" in str(error.value)
   specs(params, strict=True, overrides=(("theta|phi", (-1,)),))
 
 
@@ -191,7 +194,7 @@ def test_members_of_a_group_have_units_of_one_shape(leaves, unit_axis):
   try:
     found = specs(params, unit_axis=unit_axis).values()
   except ValueError as error:
-    assert "write overrides=" in str(error)
+    assert "write units=UnitOptions(overrides=" in str(error)
     return
   assert [spec.path for spec in found] == sorted(leaves)
   unit_shapes = {spec.group: spec.unit_shape for spec in found}
@@ -326,6 +329,17 @@ def test_words_override():
   ]
 
 
+def test_heads_can_be_frozen_and_nothing_else():
+  params = shapes(dense__kernel=(3, 5), out__alrao_heads__kernel=(10, 5, 2))
+  found = specs(params, overrides=(("kernel", "frozen"),))
+  assert [(s.kind, s.of_heads) for s in found.values()] == [
+    ("frozen", False),
+    ("frozen", True),
+  ]
+  found = specs(params, overrides=(("kernel", "one_rate"),))
+  assert [s.kind for s in found.values()] == ["one_rate", "head"]
+
+
 def test_units_override_gives_group_and_tiles():
   params = shapes(a__theta=(3, 10), b__phi=(5, 2))
   overrides = (
@@ -354,7 +368,7 @@ def test_a_given_group_with_different_units_is_an_error():
   ("override", "exception", "message"),
   [
     (("dnse", (0,)), ValueError, r"'dnse'.*got no match among 'dense/kernel'"),
-    (("out/", (0,)), ValueError, "only heads"),
+    (("out/", (0,)), ValueError, "only heads, .*they can only be 'frozen'"),
     (("dense", (2,)), ValueError, r"'dense/kernel'.*shape \(3, 5\), got \(2,\)"),
     (("dense", (-3,)), ValueError, r"got \(-3,\)"),
     (("dense", (0, -2)), ValueError, "different axes"),
@@ -395,8 +409,9 @@ def test_what_an_error_says_to_write_mends_it(params):
       text = str(error)
       path, shape = re.search(r"'([\w/]+)' of shape (\(.*?\))", text).groups()
       assert str(dict(flatten_with_paths(params)[0])[path].shape) == shape
-      advice = re.search(r"write overrides=(\[.*\])", text).group(1)
-      overrides += tuple(eval(advice, {"Units": Units}))
+      advice = re.search(r"write units=(UnitOptions\(.*\))", text).group(1)
+      advised = eval(advice, {"Units": Units, "UnitOptions": UnitOptions})
+      overrides += advised.overrides
     else:
       break
   assert found and overrides
@@ -405,7 +420,7 @@ def test_what_an_error_says_to_write_mends_it(params):
 # --- other options
 
 
-def test_per_weight_granularity():
+def test_every_weight_may_be_a_unit():
   params = shapes(
     a__kernel=(3, 5),
     a__bias=(6,),
@@ -413,8 +428,8 @@ def test_per_weight_granularity():
     c__kernel=(3,),
     out__alrao_heads__w=(9, 2),
   )
-  overrides = (("^b", "one_rate"), ("^c", "frozen"))
-  found = specs(params, granularity="per_weight", overrides=overrides)
+  overrides = (("^b", "one_rate"), ("^c", "frozen"), ("", "per_weight"))
+  found = specs(params, overrides=overrides)
   assert {path: (spec.kind, spec.num_units) for path, spec in found.items()} == {
     "a/kernel": ("per_weight", 15),
     "a/bias": ("per_weight", 6),
@@ -424,15 +439,67 @@ def test_per_weight_granularity():
   }
 
 
-@pytest.mark.parametrize("name", ["unit_axis", "granularity"])
-def test_unknown_words_in_options(name):
-  with pytest.raises(ValueError, match=f"{name} must be one of.*got 'units'"):
-    specs(shapes(kernel=(3, 5)), **{name: "units"})
+def test_an_unknown_axis_is_an_error():
+  with pytest.raises(ValueError, match=r"\(unit_axis=...\) must be .*got 'units'"):
+    UnitOptions(unit_axis="units")
 
 
-def test_options_are_static():
-  options = UnitOptions((("a", (0,)), ("b", Units((1,)))))
-  assert hash(options) == hash(UnitOptions((("a", (0,)), ("b", Units((1,))))))
+@pytest.mark.parametrize(
+  ("name", "write"),
+  [
+    ("granularity", r"UnitOptions\(overrides=\(\('', 'per_weight'\),\)\)"),
+    ("heads", "those below the key 'alrao_heads'"),
+  ],
+)
+def test_options_that_were_removed_say_what_to_write(name, write):
+  with pytest.raises(
+    TypeError, match=rf"UnitOptions\({name}=...\) was removed.*{write}"
+  ):
+    UnitOptions(**{name: None})
+
+
+@pytest.mark.parametrize("units", [(("a", (0,)),), None, "last"])
+@pytest.mark.parametrize("function", [unit_specs, describe_units])
+def test_what_is_no_unit_options_is_an_error(function, units):
+  with pytest.raises(TypeError, match=r"\(units=...\) must be UnitOptions, got"):
+    function(shapes(kernel=(3, 5)), units=units)
+
+
+def test_options_hash_and_compare_by_value_lists_for_tuples():
+  options = UnitOptions((("a", (0,)), ("b", Units((1,))), ("c", "frozen")))
+  lists = UnitOptions([["a", [np.int64(0)]], ["b", Units([1])], ("c", "frozen")])
+  assert options == lists and hash(options) == hash(lists)
+  assert options != UnitOptions((("a", (0,)),)) != UnitOptions()
+  assert options != dataclasses.replace(options, strict=True)
+
+
+def test_options_are_a_static_argument_of_jit():
+  traces = []
+
+  @functools.partial(jax.jit, static_argnames="options")
+  def count(params, options):
+    traces.append(1)
+    return len({spec.group for spec in unit_specs(params, options).values()})
+
+  params = {"a": {"kernel": jnp.ones((3, 5)), "bias": jnp.ones(5)}}
+  assert count(params, options=UnitOptions()) == 1
+  assert count(params, options=UnitOptions([["kernel", [0]]])) == 2
+  assert count(params, options=UnitOptions((("kernel", (0,)),))) == 2
+  assert len(traces) == 2
+
+
+@pytest.mark.parametrize("overrides", ["kernel", 3, None])
+def test_overrides_that_are_no_pairs_are_an_error(overrides):
+  with pytest.raises(TypeError, match=r"UnitOptions\(overrides=...\) must be pairs"):
+    UnitOptions(overrides)
+
+
+def test_the_documentation_lists_the_rules_in_their_order():
+  page = (pathlib.Path(__file__).parents[1] / "docs" / "units.md").read_text()
+  table = page.split("## The rules")[1].split("## ")[0]
+  rows = [line for line in table.splitlines() if line.startswith("| ")][2:]
+  listed = [row.split("|")[1].strip() for row in rows]
+  assert listed == [rule_name(rule) for rule in RULES]
 
 
 # --- heads
@@ -442,8 +509,6 @@ def test_heads_have_their_own_kind():
   params = shapes(out__alrao_heads__kernel=(10, 3, 5), out__alrao_heads__bias=(10, 5))
   for spec in specs(params).values():
     assert (spec.kind, spec.axes, spec.group, spec.num_units) == ("head", (0,), "", 10)
-  kinds = {spec.kind for spec in specs(params, heads=None).values()}
-  assert kinds == {"unit"}
 
 
 def test_a_head_needs_an_axis_for_the_heads():
@@ -452,26 +517,18 @@ def test_a_head_needs_an_axis_for_the_heads():
 
 
 @pytest.mark.parametrize(
-  ("path", "heads", "expected"),
+  ("path", "expected"),
   [
-    ("decoder/alrao_heads/kernel", ..., "decoder"),
-    ("model/decoder/alrao_heads/dense/kernel", ..., "model/decoder"),
-    ("alrao_heads/kernel", ..., ""),
-    ("decoder/my_alrao_heads/kernel", ..., None),
-    ("decoder/kernel", ..., None),
-    ("decoder/alrao_heads/kernel", None, None),
-    ("decoder/kernel", "^decoder/", "decoder"),
-    ("net/decoder/dense/w", "decoder", "net/decoder"),
-    ("net/decoder_1/w", "decoder", "net/decoder_1"),
-    ("net/decoder/w", "decoder/.*", "net/decoder"),
-    ("w_out", "_out$", ""),
-    ("net/w_out", "_out$", "net"),
-    ("decoder/alrao_heads/w", "decoder/alrao_heads", "decoder"),
+    ("decoder/alrao_heads/kernel", "decoder"),
+    ("model/decoder/alrao_heads/dense/kernel", "model/decoder"),
+    ("alrao_heads/kernel", "alrao_heads"),
+    ("alrao_heads", "alrao_heads"),
+    ("decoder/my_alrao_heads/kernel", None),
+    ("decoder/kernel", None),
   ],
 )
-def test_head_name(path, heads, expected):
-  found = head_name(path) if heads is ... else head_name(path, heads)
-  assert found == expected
+def test_head_name(path, expected):
+  assert head_name(path) == expected
 
 
 # --- trees
@@ -628,7 +685,7 @@ def test_describe_units():
     other__theta=(3, 5),
     out__alrao_heads__kernel=(10, 5, 2),
   )
-  text = describe_units(params, overrides=(("^frozen", "frozen"),))
+  text = describe_units(params, units=UnitOptions((("^frozen", "frozen"),)))
   rows = [line.split("  ") for line in text.splitlines()]
   rows = [[cell.strip() for cell in row if cell.strip()] for row in rows]
   assert rows[0] == ["parameter", "shape", "unit axes", "group", "units", "rule"]
@@ -644,13 +701,15 @@ def test_describe_units():
   assert ["frozen/kernel", "(3, 5)", "()", "-", "-", "override: frozen"] in rows
   assert ["out/alrao_heads/kernel", "(10, 5, 2)", "(0,)", "-", "10", "head"] in rows
   assert rows[-2] == ["15 rates for 195 parameters in 3 groups."]
-  assert rows[-1] == ["Assumed, for want of a rule: other/theta."]
+  assert rows[-1] == ["Assumed, since no rule knows them: other/theta."]
 
 
 def test_describe_units_of_nothing():
   assert describe_units({}).splitlines()[-1] == "0 rates for 0 parameters in 0 groups."
 
 
-def test_describe_units_takes_the_options_of_units_only():
-  with pytest.raises(TypeError, match="overide"):
-    describe_units({}, overide=())
+def test_an_option_of_describe_units_that_was_removed_says_what_to_write():
+  with pytest.raises(
+    TypeError, match=r"describe_units\(strict=...\).*UnitOptions\(str"
+  ):
+    describe_units({}, strict=True)

@@ -123,7 +123,7 @@ def test_entries_share_a_rate_iff_they_feed_the_same_unit(case):
     assert len({spec.group for spec in exact.values()}) == len(case.units)
   plain = UnitOptions(**case.options)
   if case.limit == "error":
-    with pytest.raises(ValueError, match="write overrides="):
+    with pytest.raises(ValueError, match=r"write units=UnitOptions\(overrides="):
       unit_specs(params, plain)
     return
   specs = unit_specs(params, plain)

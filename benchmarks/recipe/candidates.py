@@ -150,7 +150,7 @@ def _build(
     t = state.count.astype(jnp.float32) + 1
     rates = _find(state.inner, alrao_jax.ScaleByUnitRatesState)
     log_weights = alrao_jax.log_weights(state.inner)
-    ladder = rates.head_distribution.quantile(rates.quantiles[: log_weights.size])
+    ladder = rates.head_distribution.quantile(rates.ladder)
     weights, logs = jnp.exp(log_weights), jnp.log(ladder)
     middle = jnp.sum(weights * logs)
     spread = jnp.sqrt(jnp.sum(weights * jnp.square(logs - middle)))
