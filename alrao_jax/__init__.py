@@ -74,6 +74,6 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> Any:
   # Flax is imported when one of these is first used, and not with the core.
-  if name in ("linen", "nnx"):
+  if name in ("linen", "nnx", "equinox", "keras"):
     return importlib.import_module(f".{name}", __name__)
   raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
