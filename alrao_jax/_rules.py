@@ -176,14 +176,18 @@ _WRAPPERS = re.compile(r"(/args/\d+|/data_array|/_w)+$")
 _PREFIXED = re.compile(r"^(.+)_(kernel|weights?|w|bias|b)$")
 
 
+_NUMBERED = re.compile(r"^(kernel|weights?|w|bias|b)_?(\d+)$", re.IGNORECASE)
+
+
 def plain_paths(shapes: Mapping[str, Shape]) -> dict[str, str]:
   """The paths without the steps that say how a package keeps an array.
 
   A wrapper's own steps are left out: ``weight/args/1`` and ``weight/weight`` (paramax,
   flowjax), ``data_array`` (penzai), ``weight/_w`` (quax). penzai's ``Linear.weights``
   is ``weights``, and its ``key.weights`` is ``key/weights``. Layers that keep several
-  kernels, each with its bias (``in_kernel``, ``in_bias``), are taken apart. A tuple of
-  exactly a kernel and a vector as long as its last axis (stax, numpyro) is a layer.
+  kernels, each with its bias (``in_kernel``, ``in_bias``; ``w1``, ``b1``), are taken
+  apart. A tuple of exactly a kernel and a vector as long as its last axis (stax,
+  numpyro) is a layer.
 
   Args:
     shapes: The shapes of a tree's parameters by path.
@@ -207,18 +211,24 @@ def plain_paths(shapes: Mapping[str, Shape]) -> dict[str, str]:
       ):
         plain |= {paths[0]: join(node, "kernel"), paths[1]: join(node, "bias")}
   names: dict[str, set[str]] = {}
-  for path in plain.values():
-    node, name = _split(path)
-    if match := _PREFIXED.match(name):
-      names.setdefault(join(node, match[1]), set()).add(match[2])
-  for path, short in plain.items():
-    node, name = _split(short)
-    if match := _PREFIXED.match(name):
-      found = names[join(node, match[1])]
-      if not found.isdisjoint(KERNELS) and not found.isdisjoint(BIASES):
-        plain[path] = join(node, match[1], match[2])
+  layers = {path: layer for path in plain if (layer := _layer_of(plain[path]))}
+  for layer, name in layers.values():
+    names.setdefault(layer, set()).add(name)
+  for path, (layer, name) in layers.items():
+    if not names[layer].isdisjoint(KERNELS) and not names[layer].isdisjoint(BIASES):
+      plain[path] = join(layer, name)
   counts = Counter(plain.values())
   return {path: p if counts[p] == 1 else path for path, p in plain.items()}
+
+
+def _layer_of(path: str) -> tuple[str, str] | None:
+  """The layer and the plain name of what is called ``in_kernel`` or ``b1``."""
+  node, name = _split(path)
+  if match := _PREFIXED.match(name):
+    return join(node, match[1]), match[2]
+  if match := _NUMBERED.match(name):
+    return join(node, match[2]), match[1].lower()
+  return None
 
 
 def _unwrapped(path: str) -> str:
@@ -252,7 +262,10 @@ def cell_leaves(
       if names.keys() >= set(pair):
         found.update(_paired(shapes, node, [names[n] for n in pair], len(names) == 2))
     for bare in _BARE:
-      if names.keys() >= set(bare[:2]):
+      # A perceptron of bare matrices has `w_o` and more biases.
+      if set(bare[:2]) <= names.keys() and (
+        bare != _BARE[0] or names.keys() <= set(bare)
+      ):
         found.update(_bare(shapes, node, bare))
     # haiku's layers have general names, so the cell's own must help.
     if "linear_1" in names and _VANILLA.search(node):
@@ -260,7 +273,7 @@ def cell_leaves(
     if names.keys() == {"linear"} and _LSTM.search(node):
       found.update(_joint(shapes, join(node, "linear"), node))
     # NetKet's fused cells.
-    if names.keys() == {"kernel", "bias"} and _LSTM.search(node):
+    if names.keys() == {"kernel", "bias"} and re.search(r"(lstm|/cell)(_\d+)?$", node):
       found.update(_joint(shapes, node, node))
     if names.keys() >= {"rz", "n"}:
       found.update(_reset_and_new(shapes, node, [names["rz"], names["n"]]))
@@ -337,7 +350,7 @@ def _keras(shapes, node):
   }
 
 
-_LETTERS = re.compile(r"^[wu]_?([a-z]{1,2})$", re.IGNORECASE)
+_LETTERS = re.compile(r"^[wu]_([a-z]{1,2})$", re.IGNORECASE)
 
 
 def _by_letters(shapes, node, names):
@@ -352,7 +365,7 @@ def _by_letters(shapes, node, names):
   recurrent = {
     leaves[n]
     for n, found in letters.items()
-    if found.endswith("h") and len(set(leaves[n])) == 1 and len(leaves[n]) <= 2
+    if found[1:] == "h" and len(set(leaves[n])) == 1 and len(leaves[n]) <= 2
   }
   if not recurrent or len({shape[0] for shape in recurrent}) > 1:
     return {}
@@ -360,7 +373,7 @@ def _by_letters(shapes, node, names):
   inputs = [
     leaves[n]
     for n, found in letters.items()
-    if found in ("ih", "in") or found[-1] in ("i", "x")
+    if found in ("ih", "xh", "in") or found[1:] in ("i", "x")
     if len(leaves[n]) == 2 and hidden in leaves[n]
   ]
   if not inputs:
@@ -523,7 +536,7 @@ _SCALES = ("scale", "gamma", "beta", "offset", *BIASES)
 
 # Features are last in all that is looked up, or multiplied from the right by name.
 _EMBEDDING = re.compile(
-  r"embed|(^|_)(emb|cls|tokens?)(_|$)|^w[tp]e$|^lora_[ab]$|_table$|_projection$"
+  r"embed|(^|_)emb(_|$)|(^|_)(cls|tokens?)$|^w[tp]e$|^lora_[ab]$|_table$|_projection$"
 )
 
 
@@ -580,6 +593,10 @@ class Shapes(dict[str, Shape]):
     self.biases = _biases_of(self)  # by kernel
     self.kernels = {bias: kernel for kernel, bias in reversed(self.biases.items())}
     self.layouts = _layouts(self)
+    self.has_line_convolutions = self.units_first and any(
+      len(self[kernel]) == 3 and self[bias][1:] == (1,)
+      for kernel, bias in self.biases.items()
+    )
     self._fits: dict[tuple[str, str], Fit] = {}
 
   def name(self, path: str) -> str:
@@ -623,7 +640,8 @@ def _biases_of(shapes: Shapes) -> dict[str, str]:
     if not kernels and not any(_split(p)[1] in _SCALES and p != bias for p in leaves):
       below = [first_below(shapes, join(node, n), KERNELS) for n in names.values()]
       alone = [k for k in below if k and not first_below(shapes, _split(k)[0], BIASES)]
-      kernels = [k for k in alone if _fits(shapes[k], _sizes(shapes[bias]))]
+      # Along the inputs alone, it would be a bias of something else.
+      kernels = [k for k in alone if _fits_usually(shapes, k, shapes[bias])]
       kernels = kernels if len(kernels) == 1 else []
     found.update((kernel, bias) for kernel in kernels)
   return found
@@ -642,6 +660,12 @@ def _may_join(shapes: Shapes, path: str, bias: str) -> bool:
   )
 
 
+def _fits_usually(shapes: Shapes, kernel: str, bias: Shape) -> bool:
+  """Whether a bias fits axes of a kernel that include the usual one."""
+  (axis,) = shapes.one_axis(shapes[kernel]) if shapes[kernel] else (0,)
+  return any(axis in axes for axes in _fits(shapes[kernel], _sizes(bias)))
+
+
 def _sizes(bias: Shape) -> Shape:
   """The sizes of a bias's axes, without those of length 1 that pad it."""
   return bias if len(bias) <= 1 else tuple(size for size in bias if size != 1)
@@ -656,7 +680,7 @@ def _fits(shape: Shape, sizes: Shape) -> list[Shape]:
   ]
 
 
-_TRANSPOSED = re.compile(r"\dd?_?d_transpose(_\d+)?$|conv\d?_?d?_transpose(_\d+)?$")
+_TRANSPOSED = re.compile(r"(\d_?|n)d_transpose(_\d+)?$")
 
 
 def _is_transposed(path: str) -> bool:
@@ -916,7 +940,7 @@ def kernel_without_bias(shapes: Shapes, path: str) -> UnitSpec | None:
   )
 
 
-_MATRIX = re.compile(r"(_proj|_kernel|_weight|^router|^linear)$")
+_MATRIX = re.compile(r"(_proj|_kernel|^router|^linear)$")
 
 
 _NORM = re.compile(r"(^|_)(\w*norm|ln)(_?\d+)?$")
@@ -931,8 +955,8 @@ def _axes_alone(shapes: Shapes, path: str) -> tuple[Shape, list[Shape]]:
       return tuple(range(rank)), []
     if rank >= 3 and _is_stacked(shapes, path):
       return (0, 1), []
-    # A convolution along one axis, or a stack of matrices?
-    if rank != 3 or shape[2] in (1, 3, 5, 7, 9) or shape[1] == 1:
+    # A convolution along one axis, or a stack of matrices? Others' biases tell.
+    if rank != 3 or shape[1] == 1 or shapes.has_line_convolutions:
       return (0,), []
     stack = shape[1] == shape[2] or shape[2] > 9
     return ((0, 1), [(0,)]) if stack else ((0,), [(0, 1)])
@@ -961,7 +985,9 @@ def _tie(fit: Fit, shapes: Shapes, path: str) -> str:
     return ""
   rank = len(shapes[path])
   words = {(rank - 1,): "last", (0,): "first"}
-  return f", tie: {words.get(fit.axes, fit.axes)}"
+  tie = f", tie: {words.get(fit.axes, fit.axes)}"
+  mixed = not shapes.layouts.get(_kind(shapes, path, len(fit.axes)), True)
+  return tie + ", siblings differ" if mixed else tie
 
 
 def scale_or_bias(shapes: Shapes, path: str) -> UnitSpec | None:

@@ -199,7 +199,8 @@ def _check_nothing_assumed(specs: Mapping[str, UnitSpec]) -> None:
 def _is_usual(spec: UnitSpec) -> bool:
   """Whether a tie is that of a square ``kernel``, which linen and nnx have last."""
   last = spec.axes[-1:] == (len(spec.shape) - 1,)
-  return last and spec.path.rpartition("/")[2] == "kernel"
+  named = spec.path.rpartition("/")[2] == "kernel"
+  return last and named and not spec.rule.endswith("siblings differ")
 
 
 def _list(choices: Sequence[Shape]) -> str:

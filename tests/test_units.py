@@ -24,7 +24,6 @@ from alrao_jax._rules import RULES, Units, rule_name
 from alrao_jax._tree import flatten_with_paths, head_name, path_of
 from alrao_jax._units import UnitOptions, describe_units, unit_specs
 
-
 KEY = jax.random.key(0)
 
 
@@ -872,6 +871,56 @@ def test_a_square_kernel_without_siblings_is_flaxs():
   params = shapes(a__kernel=(8, 8), a__bias=(8,))
   (_, kernel) = specs(params, strict=True).values()
   assert kernel.axes == (1,) and kernel.rule == "kernel with bias, tie: last"
+
+
+def test_a_square_kernel_among_siblings_that_differ_is_refused():
+  params = shapes(a__kernel=(8, 8), a__bias=(8,), b__kernel=(8, 4), b__bias=(8,))
+  params |= shapes(c__kernel=(8, 4), c__bias=(4,))
+  assert specs(params)["a/kernel"].rule.endswith("tie: last, siblings differ")
+  with pytest.raises(ValueError, match="'a/kernel'"):
+    specs(params, strict=True)
+
+
+@pytest.mark.parametrize(
+  ("params", "expected"),
+  [
+    (shapes(w1=(3, 8), b1=(8,), w2=(8, 5), b2=(5,)), {"1", "2"}),
+    (shapes(in_proj_weight=(24, 8), in_proj_bias=(24,)), {"in_proj"}),
+    (
+      [(jnp.ones((3, 8)), jnp.ones(8)), (), (jnp.ones((8, 5)), jnp.ones(5))],
+      {"0", "2"},
+    ),
+    (shapes(weight__args__1=(5, 3), bias=(5,)), {""}),
+    (shapes(net__bias=(5,), net__proj__kernel=(3, 5)), {"net/proj"}),
+  ],
+)
+def test_layers_by_other_names(params, expected):
+  found = specs(params, strict=True)
+  assert {spec.group for spec in found.values()} == expected
+
+
+def test_a_bias_a_step_above_inputs_or_several_kernels_is_its_own():
+  params = shapes(a__bias=(8,), a__encoder__kernel=(8, 4))  # subtracted from inputs
+  assert axes(params) == {"a/bias": (0,), "a/encoder/kernel": (1,)}
+  params = shapes(a__bias=(8,), a__x__kernel=(4, 8), a__y__kernel=(4, 8))
+  assert len(set(groups(params).values())) == 3
+
+
+def test_a_convolution_named_transpose_keeps_what_its_library_keeps():
+  assert axes(shapes(conv2d_transpose__kernel=(3, 3, 5, 4))) == {
+    "conv2d_transpose/kernel": (2,)
+  }
+  assert axes(shapes(ConvTranspose_0__kernel=(3, 3, 4, 5))) == {
+    "ConvTranspose_0/kernel": (3,)
+  }
+  assert axes(shapes(conv_transpose__kernel=(3, 3, 4, 5))) == {
+    "conv_transpose/kernel": (3,)
+  }
+
+
+def test_a_perceptron_of_bare_matrices_is_no_cell():
+  params = shapes(w_i=(3, 8), w_h=(8, 8), w_o=(8, 2), b_i=(8,), b_h=(8,), b_o=(2,))
+  assert len(set(groups(params).values())) == 6
 
 
 def test_an_error_says_what_each_choice_means_and_recommends_none():
