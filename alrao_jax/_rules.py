@@ -262,10 +262,9 @@ def cell_leaves(
       if names.keys() >= set(pair):
         found.update(_paired(shapes, node, [names[n] for n in pair], len(names) == 2))
     for bare in _BARE:
-      # A perceptron of bare matrices has `w_o` and more biases.
-      if set(bare[:2]) <= names.keys() and (
-        bare != _BARE[0] or names.keys() <= set(bare)
-      ):
+      # A perceptron of bare matrices has `w_o` and more biases than haiku's GRU.
+      alone = bare != _BARE[0] or names.keys() <= set(bare)
+      if names.keys() >= set(bare[:2]) and alone:
         found.update(_bare(shapes, node, bare))
     # haiku's layers have general names, so the cell's own must help.
     if "linear_1" in names and _VANILLA.search(node):
@@ -895,7 +894,8 @@ def _routes(shapes: Shapes, node: str, experts: int) -> bool:
   for name in shapes.children.get(node, ()):
     if re.match(r"(router|gate|gating)$", name):
       router = join(node, name)
-      shape = shapes.get(router, shapes.get(first_below(shapes, router, KERNELS), ()))
+      kernel = first_below(shapes, router, KERNELS) or router
+      shape = shapes.get(kernel, ())
       if len(shape) == 2 and experts in shape:
         return True
   return False
@@ -984,7 +984,7 @@ def _tie(fit: Fit, shapes: Shapes, path: str) -> str:
   if not fit.ties:
     return ""
   rank = len(shapes[path])
-  words = {(rank - 1,): "last", (0,): "first"}
+  words: dict[Shape, str] = {(rank - 1,): "last", (0,): "first"}
   tie = f", tie: {words.get(fit.axes, fit.axes)}"
   mixed = not shapes.layouts.get(_kind(shapes, path, len(fit.axes)), True)
   return tie + ", siblings differ" if mixed else tie

@@ -69,6 +69,10 @@ class PublishedCase:
 CASES: list[PublishedCase] = []
 
 
+# Packages that played no part in the rules: they were looked at afterwards, once.
+FURTHER: list[PublishedCase] = []
+
+
 @dataclass
 class Package:
   """Adds the cases of one package."""
@@ -76,11 +80,12 @@ class Package:
   name: str
   version: str
   unit_axis: str = "last"
+  further: bool = False
 
   def __call__(self, layer: str, text: str, how: str = "read") -> None:
     leaves = tuple(map(_parse, text.strip().splitlines()))
     case = PublishedCase(self.name, self.version, layer, leaves, how, self.unit_axis)
-    CASES.append(case)
+    (FURTHER if self.further else CASES).append(case)
 
 
 def _parse(line: str) -> Leaf:
@@ -1614,5 +1619,195 @@ dynamax(
   dynamics/bias 3 -> 0
   emissions/weights 4,3 -> 0
   emissions/bias 4 -> 0
+  """,
+)
+
+
+# --- ten further packages, after the rules
+
+flowmc = Package("flowMC", "0.6.5", "first", further=True)
+flowmc(
+  "resource.model.nf_model.realNVP.RealNVP",
+  """
+  affine_coupling/bijector/scale_MLP/layers/0/weight 2,6,3 -> 0,1
+  affine_coupling/bijector/scale_MLP/layers/0/bias 2,6 -> 0,1
+  affine_coupling/bijector/scale_MLP/layers/2/weight 2,3,6 -> 0,1
+  affine_coupling/bijector/scale_MLP/layers/2/bias 2,3 -> 0,1
+  affine_coupling/bijector/shift_MLP/layers/0/weight 2,6,3 -> 0,1
+  affine_coupling/bijector/shift_MLP/layers/0/bias 2,6 -> 0,1
+  affine_coupling/bijector/shift_MLP/layers/2/weight 2,3,6 -> 0,1
+  affine_coupling/bijector/shift_MLP/layers/2/bias 2,3 -> 0,1
+  """,
+)
+flowmc(
+  "resource.model.nf_model.rqSpline.MaskedCouplingRQSpline",
+  """
+  layers/layers/0/bijector/scale 2 -> 0
+  layers/layers/0/bijector/shift 2 -> 0
+  layers/layers/1/bijector/conditioner/layers/0/weight 2,6,3 -> 0,1
+  layers/layers/1/bijector/conditioner/layers/0/bias 2,6 -> 0,1
+  layers/layers/1/bijector/conditioner/layers/2/weight 2,39,6 -> 0,1
+  layers/layers/1/bijector/conditioner/layers/2/bias 2,39 -> 0,1
+  """,
+)
+esm2quinox = Package("esm2quinox", "0.2.0", "first", further=True)
+esm2quinox(
+  "ESM2",
+  """
+  embedding/weight 33,8 -> 1
+  layers/attn/query_proj/weight 2,8,8 -> 0,1
+  layers/attn/query_proj/bias 2,8 -> 0,1
+  layers/attn/key_proj/weight 2,8,8 -> 0,1
+  layers/attn/key_proj/bias 2,8 -> 0,1
+  layers/attn/value_proj/weight 2,8,8 -> 0,1
+  layers/attn/value_proj/bias 2,8 -> 0,1
+  layers/attn/output_proj/weight 2,8,8 -> 0,1
+  layers/attn/output_proj/bias 2,8 -> 0,1
+  layers/layer_norm1/weight 2,8 -> 0,1
+  layers/layer_norm1/bias 2,8 -> 0,1
+  layers/linear1/weight 2,32,8 -> 0,1
+  layers/linear1/bias 2,32 -> 0,1
+  layers/linear2/weight 2,8,32 -> 0,1
+  layers/linear2/bias 2,8 -> 0,1
+  layer_norm/weight 8 -> 0
+  layer_norm/bias 8 -> 0
+  logit_head/linear1/weight 8,8 -> 0
+  logit_head/linear1/bias 8 -> 0
+  logit_head/linear2/weight 33,8 -> 0
+  logit_head/linear2/bias 33 -> 0
+  """,
+)
+deepvit = Package("deepvit-flax", "0.0.3", further=True)
+deepvit(
+  "deepvit.DeepViT",
+  """
+  Dense_0/kernel 48,8 -> 1
+  Dense_0/bias 8 -> 0
+  Dense_1/kernel 8,3 -> 1
+  Dense_1/bias 3 -> 0
+  LayerNorm_0/scale 8 -> 0
+  LayerNorm_0/bias 8 -> 0
+  Transformer_0/Attention_0/Dense_0/kernel 8,24 -> 1
+  Transformer_0/Attention_0/Dense_1/kernel 8,8 -> 1
+  Transformer_0/Attention_0/Dense_1/bias 8 -> 0
+  Transformer_0/Attention_0/LayerNorm_0/scale 2 -> 0
+  Transformer_0/Attention_0/LayerNorm_0/bias 2 -> 0
+  Transformer_0/Attention_0/reattn_weights 2,2 -> 1 of heads
+  Transformer_0/FeedForward_0/Dense_0/kernel 8,16 -> 1
+  Transformer_0/FeedForward_0/Dense_0/bias 16 -> 0
+  Transformer_0/FeedForward_0/Dense_1/kernel 16,8 -> 1
+  Transformer_0/FeedForward_0/Dense_1/bias 8 -> 0
+  cls 1,1,8 -> 2 of cls
+  pos_embedding 1,5,8 -> 2 of position
+  """,
+)
+botnet = Package("bottleneck-transformer-flax", "0.0.1", further=True)
+botnet(
+  "botnet.BoTMHSA",
+  """
+  RelativeLogits_0/rel_pos_emb_h 7,4 -> 1 of height
+  RelativeLogits_0/rel_pos_emb_w 7,4 -> 1 of width
+  key/kernel 1,1,8,8 -> 3
+  query/kernel 1,1,8,8 -> 3
+  value/kernel 1,1,8,8 -> 3
+  """,
+)
+flaxdiff = Package("flaxdiff", "0.2.11", further=True)
+flaxdiff(
+  "models.attention.BasicTransformerBlock",
+  """
+  Attention1/to_q/kernel 8,2,4 -> 1,2
+  Attention1/to_q/bias 2,4 -> 0,1
+  Attention1/to_k/kernel 8,2,4 -> 1,2
+  Attention1/to_k/bias 2,4 -> 0,1
+  Attention1/to_v/kernel 8,2,4 -> 1,2
+  Attention1/to_v/bias 2,4 -> 0,1
+  Attention1/to_out_0/kernel 2,4,8 -> 2
+  Attention1/to_out_0/bias 8 -> 0
+  ff/net_0/proj/kernel 8,64 -> 1
+  ff/net_0/proj/bias 64 -> 0
+  ff/net_2/kernel 32,8 -> 1
+  ff/net_2/bias 8 -> 0
+  norm1/scale 8 -> 0
+  norm2/scale 8 -> 0
+  norm3/scale 8 -> 0
+  """,
+)
+flaxdiff(
+  "models.ssm_dit.S5Layer (a time step for each feature)",
+  """
+  A_imag 4 -> 0 of state
+  log_A_real 4 -> 0 of state
+  B_re 4,3 -> 0 of state
+  B_im 4,3 -> 0 of state
+  C_re 3,4 -> 0 of out
+  C_im 3,4 -> 0 of out
+  D 3 -> 0 of out
+  log_dt 3 -> 0 of time
+  """,
+)
+glru = Package("flax-gated-linear-rnn", "1.0.3", further=True)
+glru(
+  "gated_linear_rnn.GatedLinearRNN",
+  """
+  proj/kernel 6,24 -> 1
+  proj/bias 24 -> 0
+  out_proj/kernel 8,6 -> 1
+  out_proj/bias 6 -> 0
+  """,
+)
+eqx_zoo = Package("eqx-zoo", "0.3.5", "first", further=True)
+eqx_zoo(
+  "layers.SparseMoE",
+  """
+  gate/weight 3,4 -> 0
+  experts/gate_proj/weight 3,6,4 -> 0,1
+  experts/up_proj/weight 3,6,4 -> 0,1
+  experts/down_proj/weight 3,4,6 -> 0,1
+  """,
+)
+dantinox = Package("dantinox", "0.4.14", further=True)
+dantinox(
+  "core.attention.GQAAttention (differential)",
+  """
+  qkv/kernel 8,16 -> 1
+  q2k2/kernel 8,12 -> 1
+  o_proj/kernel 8,8 -> 1
+  o_proj/bias 8 -> 0
+  lambda_q1 2,4 -> 0 of q1
+  lambda_k1 2,4 -> 0 of k1
+  lambda_q2 2,4 -> 0 of q2
+  lambda_k2 2,4 -> 0 of k2
+  diff_norm/scale 4 -> 0
+  """,
+)
+healswin = Package("heal-swin-nnx", "0.2.0", further=True)
+healswin(
+  "models.swin.WindowAttention",
+  """
+  logit_scale 2,1,1 -> 0 of scale
+  relative_position_bias_table 9,2 -> 1 of table
+  qkv/kernel 8,24 -> 1
+  qkv/bias 24 -> 0
+  proj/kernel 8,8 -> 1
+  proj/bias 8 -> 0
+  """,
+)
+unirep = Package("jax_unirep", "3.0.0", further=True)
+unirep(
+  "models.MLSTM (one cell, with its head)",
+  """
+  embedding 24,3 -> 1
+  cells/0/wmx 3,5 -> 1 of multiplied
+  cells/0/wmh 5,5 -> 1 of multiplied
+  cells/0/gmx 5 -> 0 of multiplied
+  cells/0/gmh 5 -> 0 of multiplied
+  cells/0/wx 3,20 -> 1 x4
+  cells/0/wh 5,20 -> 1 x4
+  cells/0/gx 20 -> 0 x4
+  cells/0/gh 20 -> 0 x4
+  cells/0/b 20 -> 0 x4
+  dense_w 5,25 -> 1 of dense
+  dense_b 25 -> 0 of dense
   """,
 )
