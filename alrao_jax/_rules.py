@@ -279,6 +279,7 @@ def cell_leaves(
     if "recurrent_kernel" in names and "kernel" in names:
       found.update(_keras(shapes, node))
     found.update(_by_letters(shapes, node, names))
+    found.update(_fused(shapes, node, names))
   return found
 
 
@@ -386,6 +387,36 @@ def _by_letters(shapes, node, names):
     elif shape == (hidden,) and (name in letters or re.match(r"b(ias)?(_|$)", name)):
       found[paths[name]] = CellLeaf((0,), node, hidden)
   return found
+
+
+_FROM_INPUTS = re.compile(r"^(w|u|weight|kernel)_?(x|i|ih|xh|in)(_l\d+)?$")
+
+
+_FROM_HIDDEN = re.compile(r"^(w|u|r|weight|kernel|recurrent)_?(h|hh|rec)(_l\d+)?$")
+
+
+def _fused(shapes, node, names):
+  """A cell of two bare matrices with several gates each: ``wx``, ``wh``, ``b``."""
+  leaves = {
+    n: shapes[path] for n in names.values() if (path := join(node, n)) in shapes
+  }
+  inputs, recurrent = (
+    next((n for n in leaves if rule.match(n.lower()) and len(leaves[n]) == 2), None)
+    for rule in (_FROM_INPUTS, _FROM_HIDDEN)
+  )
+  if inputs is None or recurrent is None or inputs == recurrent:
+    return {}
+  for axis in (0, 1):
+    hidden, gates = leaves[recurrent][1 - axis], leaves[recurrent][axis]
+    if hidden and gates in (3 * hidden, 4 * hidden) and leaves[inputs][axis] == gates:
+      return {
+        join(node, n): CellLeaf(
+          (axis if n in (inputs, recurrent) else 0,), node, hidden
+        )
+        for n, shape in leaves.items()
+        if n in (inputs, recurrent) or shape == (gates,)
+      }
+  return {}
 
 
 def _bare(shapes, node, names):

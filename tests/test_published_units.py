@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from published_cases import CASES, count_units
+from published_cases import CASES, FURTHER, count_units
 from test_units_jacobian import units_of
 
 from alrao_jax._units import UnitOptions, unit_specs
@@ -99,7 +99,7 @@ def test_the_table_is_large_and_well_formed():
   assert len({case.id for case in CASES}) == len(CASES)
 
 
-@pytest.mark.parametrize("case", CASES, ids=[case.id for case in CASES])
+@pytest.mark.parametrize("case", CASES + FURTHER, ids=lambda case: case.id)
 def test_no_leaf_is_silently_wrong(case):
   wrong = [path for path, kind in classify(case).items() if kind == ("wrong", "")]
   assert not wrong
@@ -118,3 +118,8 @@ def test_shares_over_all_packages():
     f"units. Of their {leaves} parameters the rules read {found['exact']:.1%} exactly; "
     f"{found['assumed']:.1%} are assumed"
   ).replace("%", " %") in page
+
+
+def test_further_packages_are_ten_and_others():
+  further = {case.package for case in FURTHER}
+  assert len(further) == 10 and not further & {case.package for case in CASES}
