@@ -29,8 +29,8 @@ demo: $(VENV)/.examples
 	$(BIN)/python examples/quickstart.py --out out/quickstart
 
 benchmark: $(VENV)/.bench
-	$(BIN)/python -m benchmarks.cifar10 sweep --preset reduced --out out/benchmark
-	$(BIN)/python -m benchmarks.cifar10 report --results out/benchmark --out out/benchmark
+	$(BIN)/python -m benchmarks sweep cifar10 --preset reduced --out out/benchmark
+	$(BIN)/python -m benchmarks report --results out/benchmark --out out/benchmark
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -q -m "not slow" $(PYTEST_ARGS)
@@ -39,7 +39,7 @@ slow: $(VENV)/.test
 	$(BIN)/python -m pytest -q -m slow $(PYTEST_ARGS)
 
 step-times: $(VENV)/.test
-	$(BIN)/python -m pytest -q benchmarks/step_times.py --benchmark-group-by=param:network \
+	$(BIN)/python -m pytest -q benchmarks/costs/_step_times.py --benchmark-group-by=param:network \
 	  --benchmark-columns=median,iqr,rounds
 
 lint: $(VENV)/.dev

@@ -151,7 +151,7 @@ def alrao(
     tx = skip_broken_batches(tx, units=units)
   if not heads:
     tx = _without_heads("alrao()", tx)
-  return _checks.checked("alrao()", tx, ScaleByUnitRatesState)
+  return _tree.checked("alrao()", tx, ScaleByUnitRatesState)
 
 
 def _check_flag(call, heads):
@@ -570,7 +570,7 @@ def schedule_free_alrao(
     tx = skip_broken_batches(tx, units=units)
   if not heads:
     tx = _without_heads(call, tx)
-  return _checks.checked(call, tx, ScheduleFreeAlraoState)
+  return _tree.checked(call, tx, ScheduleFreeAlraoState)
 
 
 def _share(count, power, dtype):
@@ -652,7 +652,7 @@ def eval_params(opt_state: Any, params: Any) -> Any:
     >>> alrao.eval_params(opt_state, params)["out"]["alrao_heads"]["kernel"].shape
     (10, 3, 2)
   """
-  _checks.check_tree("eval_params()", params, models=True)
+  _tree.check_tree("eval_params()", params, models=True)
   averages = averages_by_path("eval_params()", opt_state, params)
   given = dict(_tree.flatten_with_paths(params)[0])
   # A layer that stands in two places of a model is trained as the one of them.

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from . import _checks
+from . import _checks, _tree
 from ._alrao import GatherUnitsState, ScheduleFreeAlraoState, averages_by_path
 from ._averaging import log_normalised, renormalised
 from ._heads import TrackHeadsState, averagings_of, best_heads, by_layer, by_name
@@ -72,7 +72,7 @@ def load_pretrained(
     [[1.0, 2.0], [1.0, 2.0], [1.0, 2.0]]
   """
   for name, tree in (("params", params), ("pretrained", pretrained)):
-    _checks.check_tree("load_pretrained()", tree, name)
+    _tree.check_tree("load_pretrained()", tree, name)
   targets, treedef = flatten_with_paths(params)
   sources = dict(flatten_with_paths(pretrained)[0])
   _check_arrays("params", dict(targets))
@@ -238,9 +238,9 @@ def collapse(
     >>> params["out"]["alrao_heads"]["kernel"].shape
     (1, 3, 2)
   """
-  _checks.check_optimizer("collapse()", optimizer)
-  _checks.check_params("collapse()", params)
-  _checks.check_state("collapse()", opt_state, TrackHeadsState)
+  _tree.check_optimizer("collapse()", optimizer)
+  _tree.check_params("collapse()", params)
+  _tree.check_state("collapse()", opt_state, TrackHeadsState)
   if hasattr(opt_state, "opt_state"):
     raise TypeError(
       "collapse(opt_state=...) must be the optimizer's state alone, got a "
@@ -250,18 +250,18 @@ def collapse(
   kept = kept_heads(keep, opt_state, params)
   num_heads = need_heads("collapse()", params)
   leaves, treedef = jax.tree_util.tree_flatten_with_path(opt_state)
-  fresh = fresh_shapes(optimizer, params, num_heads)
+  fresh = _tree.fresh_shapes(optimizer, params, num_heads)
   _check_state(optimizer, params, leaves, fresh, opt_state)
   if kept == tuple(range(num_heads)):
     return opt_state, params
   # The heads' axis is the one that grows with their number.
-  more = fresh_shapes(optimizer, params, num_heads + 1)
+  more = _tree.fresh_shapes(optimizer, params, num_heads + 1)
   sliced = [
     _take(leaf, _heads_axis(path_of(path), *shapes), kept)
     for (path, leaf), *shapes in zip(leaves, fresh, more, strict=True)
   ]
   params = take_heads(params, kept)
-  expected = fresh_shapes(optimizer, params, len(kept))
+  expected = _tree.fresh_shapes(optimizer, params, len(kept))
   for (path, _), leaf, shape in zip(leaves, sliced, expected, strict=True):
     if jnp.shape(leaf) != shape:
       raise _mixed(path_of(path), jnp.shape(leaf), shape)
@@ -304,7 +304,7 @@ def take_heads(tree: Any, kept: Sequence[int]) -> Any:
     [0.0, 2.0]
   """
   call = "take_heads()"
-  _checks.check_tree(call, tree, "tree")
+  _tree.check_tree(call, tree, "tree")
 
   def take(path, leaf):
     name = path_of(path)
@@ -347,18 +347,6 @@ def _indices(call, argument, given, num_heads):
       f"{where} must be different indices from 0 to {num_heads - 1}, got {kept}."
     )
   return tuple(sorted(kept))  # the ladder of rates ascends
-
-
-def fresh_shapes(optimizer, params, num_heads):
-  """The shapes of a fresh state's leaves if there were ``num_heads`` heads."""
-
-  def shape(path, leaf):
-    is_head = head_name(path_of(path)) is not None
-    shape = (num_heads, *leaf.shape[1:]) if is_head else leaf.shape
-    return jax.ShapeDtypeStruct(shape, leaf.dtype)
-
-  shapes = jax.tree_util.tree_map_with_path(shape, params)
-  return [x.shape for x in jax.tree.leaves(jax.eval_shape(optimizer.init, shapes))]
 
 
 def _fingerprints(optimizer, params):
@@ -472,7 +460,7 @@ def export(
     >>> alrao.export(None, params, head=2)
     {'out': {'bias': Array([3.], dtype=float32)}}
   """
-  _checks.check_tree("export()", params)
+  _tree.check_tree("export()", params)
   pick = chosen_heads("export()", opt_state, params, head)
 
   def visit(path, leaf):

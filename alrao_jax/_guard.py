@@ -163,7 +163,7 @@ def guard_units(
 
   def update_fn(updates, state, params=None, **extra_args):
     del extra_args
-    _checks.check_state("guard_units().update()", state, GuardUnitsState)
+    _tree.check_state("guard_units().update()", state, GuardUnitsState)
     if params is None:
       raise ValueError(
         "guard_units().update() needs params, to compare updates with: write "

@@ -179,7 +179,7 @@ def track_heads(
 
   def update_fn(updates, state, params=None, *, head_log_likelihoods=None, **extra):
     del extra
-    _checks.check_state("track_heads().update()", state, TrackHeadsState)
+    _tree.check_state("track_heads().update()", state, TrackHeadsState)
     observed = _checked_log_likelihoods(head_log_likelihoods, state.log_weights)
     several = isinstance(observed, dict)
     if several:
@@ -352,7 +352,7 @@ def per_head(
     return PerHeadState(body=tx.init(body), heads=init(stacked))
 
   def update_fn(updates, state, params=None, **extra_args):
-    _checks.check_state("per_head().update()", state, PerHeadState)
+    _tree.check_state("per_head().update()", state, PerHeadState)
     body, stacked = split(updates)
     body_params, stacked_params = (None, None) if params is None else split(params)
     body, body_state = tx.update(body, state.body, body_params, **extra_args)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from . import _checks
+from . import _checks, _tree
 from ._tree import find_state, flatten_with_paths, replace_state, state_dtype
 from ._unit_map import UnitMap, stable_hash, unit_map
 from ._units import UnitOptions, check_options
@@ -323,7 +323,7 @@ def scale_by_unit_rates(
 
   def update_fn(updates, state, params=None, **extra_args):
     del extra_args
-    _checks.check_state(call + ".update()", state, ScaleByUnitRatesState)
+    _tree.check_state(call + ".update()", state, ScaleByUnitRatesState)
     network = unit_map(updates if params is None else params, units)
     network.check(call, state.fingerprint, state.quantiles, state.ladder)
     dtype = state.quantiles.dtype
@@ -387,7 +387,7 @@ def _read(
 ) -> tuple[ScaleByUnitRatesState, UnitMap]:
   """The state with the rates, and the units that it was made for."""
   check_options(call, units)
-  _checks.check_tree(call, params)
+  _tree.check_tree(call, params)
   state, network = find_rates(opt_state, call), unit_map(params, units)
   network.check(call, state.fingerprint, state.quantiles, state.ladder)
   return state, network

@@ -120,7 +120,7 @@ def _read(call, opt_state, params, options):
       f"{call[:-1]}(opt_state[0].inner_states[label], opt_state[1]), part_of_params), "
       "if opt_state[0] is the partition's and opt_state[1] that of track_heads."
     )
-  _checks.check_tree(call, params)
+  _tree.check_tree(call, params)
   state = find_state(opt_state, ScaleByUnitRatesState, "scale_by_unit_rates", call)
   check_one_seed(call, state.quantiles, "num_units")
   units = unit_map(params, options)

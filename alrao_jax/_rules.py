@@ -22,8 +22,6 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, Literal, NamedTuple
 
-from ._tree import flatten_with_paths, head_name
-
 Shape = tuple[int, ...]
 
 
@@ -1284,23 +1282,18 @@ class Known(NamedTuple):
 
 
 def overrides_from(
-  params: Any, known: Mapping[str, Known], unit_axis: str = "last"
+  shapes: Mapping[str, Shape], known: Mapping[str, Known], unit_axis: str = "last"
 ) -> tuple[Override, ...]:
   """The overrides for those parameters whose shapes would tell something else.
 
   Args:
-    params: The parameters, arrays or ``jax.ShapeDtypeStruct``.
+    shapes: Shapes of the parameters that are no head's, by path.
     known: What the model's modules know of them, by path.
     unit_axis: That of the options that the overrides are for.
 
   Returns:
     Overrides for :class:`UnitOptions`, the fewest that are needed.
   """
-  shapes = {
-    path: tuple(leaf.shape)
-    for path, leaf in flatten_with_paths(params)[0]
-    if head_name(path) is None
-  }
   inner = {
     path: known[path].shape if path in known else shapes[path] for path in shapes
   }

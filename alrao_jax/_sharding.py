@@ -7,7 +7,7 @@ import numpy as np
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from . import _checks, _convert
+from . import _checks, _tree
 from ._heads import TrackHeadsState
 from ._rates import ScaleByUnitRatesState
 from ._tree import head_name, need_heads, path_of
@@ -65,15 +65,15 @@ def head_shardings(
     True
   """
   call = "head_shardings()"
-  _checks.check_optimizer(call, optimizer)
-  _checks.check_params(call, params)
+  _tree.check_optimizer(call, optimizer)
+  _tree.check_params(call, params)
   shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), params)
   num_heads = need_heads(call, shapes)
   split = _split(call, shapes, mesh, axis)
   state = jax.eval_shape(optimizer.init, shapes)
   leaves, treedef = jax.tree.flatten(state)
   # The heads' axis is the one that grows with their number.
-  more = _convert.fresh_shapes(optimizer, shapes, num_heads + 1)
+  more = _tree.fresh_shapes(optimizer, shapes, num_heads + 1)
 
   def sharding(shape, grown):
     pairs = list(zip(shape, grown, strict=False))
@@ -118,7 +118,7 @@ def tree_head_shardings(tree: Any, mesh: Mesh, axis: str = "heads") -> Any:
     >>> alrao.tree_head_shardings(batch_stats, mesh)["norm"]["mean"].spec == jax.P()
     True
   """
-  _checks.check_tree("tree_head_shardings()", tree, "tree")
+  _tree.check_tree("tree_head_shardings()", tree, "tree")
   return _split("tree_head_shardings()", tree, mesh, axis)
 
 

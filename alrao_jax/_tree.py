@@ -1,12 +1,12 @@
-"""Paths of parameters, and how a state is found in an optimizer's state."""
+"""Trees: paths, what lies below a head, states found, and what is no such tree."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-
-from ._checks import check_parameter, check_state
+import numpy as np
+import optax
 
 HEADS = "alrao_heads"
 
@@ -260,3 +260,320 @@ def find_states(opt_state: Any, kind: type) -> list[Any]:
   """All states of this type in ``opt_state``, their leaves as plain arrays."""
   nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, kind))
   return [unbox(node) for node in nodes if isinstance(node, kind)]
+
+
+def body_shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+  """The shapes of all arrays that are no head's, by path."""
+  return {
+    path: tuple(leaf.shape)
+    for path, leaf in flatten_with_paths(tree)[0]
+    if head_name(path) is None
+  }
+
+
+def fresh_shapes(optimizer, params, num_heads):
+  """The shapes of a fresh state's leaves if there were ``num_heads`` heads."""
+
+  def shape(path, leaf):
+    is_head = head_name(path_of(path)) is not None
+    shape = (num_heads, *leaf.shape[1:]) if is_head else leaf.shape
+    return jax.ShapeDtypeStruct(shape, leaf.dtype)
+
+  shapes = jax.tree_util.tree_map_with_path(shape, params)
+  return [x.shape for x in jax.tree.leaves(jax.eval_shape(optimizer.init, shapes))]
+
+
+def check_parameter(path: str, leaf: Any) -> None:
+  """Refuses a leaf of the parameters that can't be trained.
+
+  Args:
+    path: Where it is in the tree, for the error.
+    leaf: An array, a tracer or a ``jax.ShapeDtypeStruct``.
+
+  Raises:
+    TypeError: It is no array, or an array of another dtype than floating.
+  """
+  arrays = "Parameters must be arrays"
+  equinox = "eqx.filter(model, eqx.is_inexact_array)"
+  dtype = getattr(leaf, "dtype", None)
+  if is_a(leaf, "penzai", "AbstractVariable"):
+    raise TypeError(
+      f"{arrays}, got penzai's {type(leaf).__name__} for {path!r}. Write model, params "
+      "= pz.unbind_params(model, freeze=True), and give params to the optimizer."
+    )
+  if dtype is None and callable(leaf):
+    raise TypeError(
+      f"{arrays}, got the function {leaf!r} for {path!r}. Keep functions out of the "
+      f"tree; for an Equinox model write {equinox} wherever params are asked for."
+    )
+  if dtype is None and isinstance(leaf, (bool, int)):
+    raise TypeError(
+      f"{arrays}, got the Python number {leaf!r} for {path!r}, which is no floating "
+      f"one. Keep it out of the tree; for an Equinox model write {equinox}."
+    )
+  if dtype is None:
+    raise TypeError(f"{arrays}, got {leaf!r} for {path!r}. Write jnp.asarray(...).")
+  if jnp.issubdtype(dtype, jnp.floating):
+    return
+  got = (
+    f"Parameters must be of a floating dtype, got {path!r} of shape "
+    f"{tuple(leaf.shape)} and dtype {dtype}."
+  )
+  keep = (
+    f"keep them out of the tree that the optimizer is given, for instance by {equinox},"
+    " optax.masked or nnx.Optimizer(..., wrt=nnx.Param)."
+  )
+  if jnp.issubdtype(dtype, jnp.complexfloating):
+    raise TypeError(
+      f"{got} Complex parameters can't be trained: make a parameter each of the real "
+      "and the imaginary part, and join them in the model by jax.lax.complex."
+    )
+  if jnp.issubdtype(dtype, jax.dtypes.prng_key):
+    raise TypeError(f"{got} Random keys can't be trained: {keep}")
+  if dtype == np.bool_:
+    raise TypeError(f"{got} Masks can't be trained: {keep}")
+  raise TypeError(f"{got} Parameters of integer dtype can't be trained: {keep}")
+
+
+def check_tree(
+  call: str, tree: Any, name: str = "params", *, models: bool = False
+) -> None:
+  """Refuses what is often given in the place of a tree of arrays.
+
+  Args:
+    call: The call that the message names, such as ``"export()"``.
+    tree: A model, an optimizer or its state raise; any other tree passes.
+    name: The argument's name.
+    models: Whether an nnx model passes, too.
+
+  Raises:
+    TypeError: It is one of these.
+  """
+  if is_a(tree, "flax.nnx", "Module"):
+    if models:
+      return
+    what, write = "an nnx model", f"nnx.state(model, nnx.Param) for {name}"
+    if (ours := _NNX.get(_function(call))) is not None:
+      write = f"{ours}, or {write}"
+  elif is_a(tree, "flax.linen", "Module"):
+    what, write = "a linen module", 'model.init(key, inputs)["params"]'
+  elif is_a(tree, "flax.nnx", "Optimizer"):
+    what, write = "an nnx.Optimizer", "nnx.state(model, nnx.Param)"
+  elif hasattr(tree, "params") and hasattr(tree, "opt_state"):
+    what, write = f"a {type(tree).__name__}", f"state.params for {name}"
+    if (ours := _LINEN.get(_function(call))) is not None:
+      write = f"{ours}, or {write}"
+  elif _is_optimizer(tree):
+    what, write = "an optimizer", _signature(call)
+  elif _holds_states(tree):
+    what, write = "an optimizer's state", _signature(call)
+  else:
+    return
+  raise TypeError(
+    f"{_argument(call, name)} must be a tree of arrays, got {what}. Write {write}."
+  )
+
+
+def check_params(call: str, params: Any) -> None:
+  """Refuses parameters that can't be trained; see :func:`check_parameter`.
+
+  Args:
+    call: The call that the message names, such as ``"collapse()"``.
+    params: A tree of arrays or of ``jax.ShapeDtypeStruct``.
+
+  Raises:
+    TypeError: It is a model, an optimizer, a state; or has a leaf that is no array of a
+      floating dtype.
+  """
+  check_tree(call, params)
+  for key_path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    check_parameter(jax.tree_util.keystr(key_path, simple=True, separator="/"), leaf)
+
+
+def check_optimizer(call: str, optimizer: Any) -> None:
+  """Refuses what has no ``init`` and ``update``.
+
+  Args:
+    call: The call that the message names, such as ``"collapse()"``.
+    optimizer: An optax optimizer, or anything that can do the same.
+
+  Raises:
+    TypeError: It is something else.
+  """
+  if _is_optimizer(optimizer):
+    return
+  write = _signature(call)
+  if is_a(optimizer, "flax.nnx", "Optimizer"):
+    write += " with optimizer.tx"
+    if (ours := _NNX.get(_function(call))) is not None:
+      write = f"{ours}, or {write}"
+  raise TypeError(
+    f"{_argument(call, 'optimizer')} must be an optax optimizer, got "
+    f"{_kind_of(optimizer)}. Write {write}."
+  )
+
+
+def check_state(call: str, state: Any, kind: type) -> None:
+  """Refuses what holds no ``kind``, where it can be told what it is instead.
+
+  Args:
+    call: The call that the message names, such as ``"log_weights()"``.
+    state: An optimizer's state passes, also if it holds no ``kind``.
+    kind: The type of state that is needed, a NamedTuple.
+
+  Raises:
+    TypeError: It is a state that was restored without its types, parameters, a model,
+      an optimizer.
+  """
+  if isinstance(state, kind):
+    return
+  nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, kind))
+  if any(isinstance(node, kind) for node in nodes):
+    return
+  where, write = _argument(call, "opt_state"), _signature(call)
+  rule = f"{where} must be an optimizer's state, got"
+  if is_a(state, "flax.nnx", "Module"):
+    ours = _NNX.get(_function(call), f"{write} with optimizer.opt_state")
+    raise TypeError(f"{rule} an nnx model. Write {ours}, of its nnx.Optimizer.")
+  if _is_optimizer(state):
+    raise TypeError(
+      f"{rule} an optimizer itself. Write {write} with what optimizer.init(params) and "
+      "optimizer.update(...) return."
+    )
+  if _is_raw(state, kind):
+    raise TypeError(
+      f"{rule} plain dicts or lists in the place of its own types, as a checkpoint "
+      "that is restored without a target. Restore with optimizer.init(params) as the "
+      "target: ocp.args.StandardRestore(optimizer.init(params)), or "
+      "flax.serialization.from_bytes(optimizer.init(params), data)."
+    )
+  if state is None or isinstance(state, (str, int, float)) or hasattr(state, "dtype"):
+    raise TypeError(f"{rule} {_kind_of(state)}. Write {write}.")
+  if not isinstance(state, (tuple, list)) and not _holds_states(state):
+    raise TypeError(
+      f"{rule} a {type(state).__name__}, as parameters are. Write {write}."
+    )
+
+
+def checked(
+  call: str, tx: optax.GradientTransformationExtraArgs, kind: type
+) -> optax.GradientTransformationExtraArgs:
+  """The same transformation, with checks of what its two functions are given.
+
+  Args:
+    call: The factory that the messages name, such as ``"alrao()"``.
+    tx: The transformation.
+    kind: A type that its state holds.
+
+  Returns:
+    ``tx`` in all else; its state is that of ``tx``.
+  """
+
+  def init_fn(params):
+    check_params(f"{call}.init()", params)
+    return tx.init(params)
+
+  def update_fn(updates, state, params=None, **extra_args):
+    check_state(f"{call}.update()", state, kind)
+    if params is not None:
+      check_params(f"{call}.update()", params)
+    return tx.update(updates, state, params, **extra_args)
+
+  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+# How the arguments of a call are ordered, for those that were swapped.
+_SIGNATURES = {
+  "init": "optimizer.init(params)",
+  "update": "optimizer.update(grads, opt_state, params, head_log_likelihoods=...)",
+  "best_heads": "best_heads(opt_state, keep)",
+  "collapse": "collapse(optimizer, opt_state, params)",
+  "describe_units": "describe_units(params)",
+  "eval_params": "eval_params(opt_state, params)",
+  "export": "export(opt_state, params)",
+  "head_shardings": "head_shardings(optimizer, params, mesh)",
+  "load_pretrained": "load_pretrained(params, pretrained)",
+  "log_weights": "log_weights(opt_state)",
+  "report": "report(opt_state, params)",
+  "scalars": "scalars(opt_state, params)",
+  "take_heads": "take_heads(tree, kept)",
+  "tree_head_shardings": "tree_head_shardings(tree, mesh)",
+  "unit_rates": "unit_rates(opt_state, params)",
+  "with_unit_rates": "with_unit_rates(opt_state, params, rates)",
+}
+
+
+# What to write for an nnx model, where there is more to it than its parameters.
+_NNX = {
+  "init": "nnx.Optimizer(model, optimizer, wrt=nnx.Param)",
+  "update": "nnx.Optimizer(model, optimizer, wrt=nnx.Param).update(model, grads, ...)",
+  "collapse": "alrao_jax.nnx.collapse(model, optimizer)",
+  "export": "alrao_jax.nnx.export(model, optimizer.opt_state)",
+}
+
+
+_LINEN = {
+  "collapse": "alrao_jax.linen.collapse(state)",
+  "export": "alrao_jax.linen.export(state)",
+}
+
+
+def _function(call: str) -> str:
+  return call.removesuffix("()").rpartition(".")[2]
+
+
+def _signature(call: str) -> str:
+  return _SIGNATURES.get(_function(call), call)
+
+
+def is_a(value: Any, package: str, name: str) -> bool:
+  """Whether a class of this name in a package that is not imported here made it."""
+  return any(
+    kind.__name__ == name and (kind.__module__ + ".").startswith(package + ".")
+    for kind in type(value).__mro__
+  )
+
+
+def _is_optimizer(value: Any) -> bool:
+  return (
+    callable(getattr(value, "init", None))
+    and callable(getattr(value, "update", None))
+    and not is_a(value, "flax.linen", "Module")
+  )
+
+
+def _holds_states(tree: Any) -> bool:
+  """Whether a state of optax or of this library is somewhere in a tree."""
+
+  def is_state(node):
+    package = type(node).__module__.partition(".")[0]
+    return (
+      isinstance(node, tuple)
+      and package in ("optax", __name__.partition(".")[0])
+      and not isinstance(node, optax.MaskedNode)
+    )
+
+  return any(map(is_state, jax.tree.leaves(tree, is_leaf=is_state)))
+
+
+def _is_raw(state: Any, kind: Any) -> bool:
+  """Whether it is a state whose NamedTuples became dicts, and tuples perhaps lists."""
+  if isinstance(state, Mapping):
+    if set(kind._fields) <= set(map(str, state)):
+      return True
+    children = list(state.values())
+  elif isinstance(state, (list, tuple)):
+    children = list(state)
+  else:
+    return False
+  return any(_is_raw(child, kind) for child in children)
+
+
+def _argument(call: str, name: str) -> str:
+  return f"{call.removesuffix('()')}({name}=...)"
+
+
+def _kind_of(value: Any) -> str:
+  kind = type(value).__name__
+  plain = isinstance(value, (bool, int, float, str))
+  return f"{value!r} of type {kind}" if plain else f"a value of type {kind}"

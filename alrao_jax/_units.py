@@ -14,12 +14,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from ._checks import (
-  check_parameter,
-  check_tree,
-  refuse_removed,
-  refuses_removed,
-)
+from ._checks import refuse_removed, refuses_removed
 from ._rules import (
   Shape,
   Shapes,
@@ -31,7 +26,7 @@ from ._rules import (
   plain_paths,
   read,
 )
-from ._tree import flatten_with_paths, head_name
+from ._tree import check_parameter, check_tree, flatten_with_paths, head_name
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,8 @@ from typing import Any
 
 import jax
 
-from ._checks import is_a
 from ._rules import Known, Override, overrides_from
-from ._tree import path_of
+from ._tree import body_shapes, is_a, path_of
 
 # The last axes of a layer's weight, without those that filter_vmap has added, and
 # those of them that index its units.
@@ -49,7 +48,7 @@ def unit_overrides(model: Any) -> tuple[Override, ...]:
       for name, parameter in _own_parameters(layer).items():
         known["/".join(filter(None, (path_of(keys), name)))] = parameter
   floats = jax.tree.map(lambda leaf: leaf if _is_floating(leaf) else None, model)
-  return overrides_from(floats, known, unit_axis="first")
+  return overrides_from(body_shapes(floats), known, unit_axis="first")
 
 
 def _is_layer(node: Any) -> bool:
@@ -79,5 +78,5 @@ def _own_parameters(layer: Any) -> dict[str, Known]:
   return {
     name: Known(tuple(array.shape[array.ndim - rank :]), axes)
     for name, (array, rank, axes) in inner.items()
-    if array is not None
+    if hasattr(array, "shape")  # wrappers of weights are left to the rules
   }

@@ -13,7 +13,7 @@ import optax
 from flax.linen.fp8_ops import OVERWRITE_WITH_GRADIENT
 from flax.training import train_state
 
-from . import _convert
+from . import _convert, _tree
 from ._checks import check_count, refuses_removed
 from ._heads import TrackHeadsState
 from ._multi_head import HeadOutputs, head_product, multi_head
@@ -509,7 +509,7 @@ def unit_overrides(model: nn.Module, *args: Any, **kwargs: Any) -> tuple[Overrid
 
   with nn.intercept_methods(look):
     variables = jax.eval_shape(init, arrays)
-  return overrides_from(variables.get("params", {}), known)
+  return overrides_from(_tree.body_shapes(variables.get("params", {})), known)
 
 
 def _own_parameters(module: nn.Module, args: Any, kwargs: Any) -> dict[str, Known]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.errors import TraceContextError
 
-from . import _convert
+from . import _convert, _tree
 from ._checks import check_count
 from ._multi_head import HeadOutputs, head_product, multi_head
 from ._predict import Output, predict_from
@@ -433,7 +433,7 @@ def unit_overrides(model: nnx.Module) -> tuple[Override, ...]:
   for names, module in nnx.iter_modules(model):
     for name, parameter in _own_parameters(module).items():
       known["/".join(map(str, (*names, name)))] = parameter
-  return overrides_from(nnx.state(model, nnx.Param), known)
+  return overrides_from(_tree.body_shapes(nnx.state(model, nnx.Param)), known)
 
 
 def _own_parameters(module: nnx.Module) -> dict[str, Known]:

@@ -1,248 +1,558 @@
-"""Records of runs -> RESULTS.md and its pictures."""
+"""From records to pages: all tables, and those that the README and the docs show.
 
-import collections
-from collections.abc import Callable, Iterable
-from pathlib import Path
+    python -m benchmarks report                           # the committed records
+    python -m benchmarks report --results out/benchmark   # records of one's own
+    python -m benchmarks report --update                  # the pages in the tree
 
-import numpy as np
-
-from benchmarks import figures, papers, results
-from benchmarks.optimizers import OPTIMIZERS
-from benchmarks.records import write_text
-from benchmarks.results import Row, RunRecords, Table
-from benchmarks.tasks import Measure, Task
-
-HOW_TO_READ = """\
-Written by `python -m benchmarks.cifar10 report` from the records of every run; none is
-left out. Each run is tested once, at its epoch of least validation loss, Alrao with the
-posterior of that epoch. ± is the standard deviation over seeds. The best SGD rate is
-chosen by validation loss; the test part has no say in it.
-
-A run has **learned** if its test score (of images, the accuracy) is better than chance
-by more than half of what the best SGD rate's mean is better by. Failed runs (a loss was
-not finite) are tested at their best epoch before, if there is one; one without counts
-as a score of chance and is left out of the means of other measures. *Alrao ahead by* is
-Alrao's mean score minus the row's: negative where Alrao falls behind. The papers'
-columns are of the papers' own network and training, whatever the size of ours. What a
-step of Alrao costs beside one of SGD is in [OVERHEAD.md](OVERHEAD.md), measured step by
-step in turns.
+A page is generated or written by hand, never both. ``benchmarks/results/README.md`` is
+generated; in other pages a part between ``<!-- begin: NAME -->`` and ``<!-- end: NAME
+-->`` is.
 """
 
+import collections
+import dataclasses
+import itertools
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
-def write(folders: Iterable[Path], out: Path) -> Path:
-  """Writes ``RESULTS.md``, and pictures below ``figures/``.
+import numpy as np
+import tyro
+
+from benchmarks import costs, pictures, records, studies, suites, tables
+from benchmarks.console import OptionError, writing_to
+from benchmarks.records import RESULTS, ROOT, RecordError
+from benchmarks.tables import Arena, Measure, Row, Table
+from benchmarks.workloads.short import ARENA_TASKS
+
+PAGE = RESULTS / "README.md"
+PICTURES = ROOT / "docs" / "pictures"
+COMMAND = "python -m benchmarks report --update"
+# Suites whose tables are not those of `tables.suite_tables`.
+SHORT = ("arena", "recipe")
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportCommand:
+  """Make tables and pictures of records."""
+
+  name: tyro.conf.Positional[str] = "all"
+  """Which of the committed archives: such as tier_b, arena, a study, costs; or all."""
+  results: tuple[Path, ...] = ()
+  """In their place: archives, or folders of runs' records, with their subfolders."""
+  out: Path = Path("out/report")
+  """Folder for the page and its pictures."""
+  update: bool = False
+  """Write the generated pages, parts of pages and pictures in this checkout instead."""
+
+  def __call__(self) -> None:
+    """Writes the report.
+
+    Raises:
+      OptionError: There is no archive of that name, or options that do not go together.
+      OutputError: The folder can't be written.
+    """
+    if self.update:
+      if self.name != "all" or self.results:
+        raise OptionError("--update is for all committed records: leave out the rest.")
+      for path in update():
+        print(path)
+      return
+    if self.results and self.name != "all":
+      raise OptionError("give the name of an archive or --results, not both.")
+    path = self.out / "README.md"
+    with writing_to(self.out):
+      if self.results:
+        lines = own_page(self.results, self.out)
+      else:
+        lines = [f"# Results: {self.name}", "", *section(self.name)]
+      records.write_text(path, "\n".join(lines) + "\n")
+    print("\n".join(lines))
+    print(f"\n{path}")
+
+
+@dataclasses.dataclass(frozen=True)
+class CollectCommand:
+  """Fold runs that have ended into an archive, a line each."""
+
+  name: tyro.conf.Positional[str]
+  """Name of the archive, such as tier_b, arena or a study's."""
+  out: Path | None = None
+  """Folder of the runs' records, by default out/ and the name."""
+  results: Path = RESULTS
+  """Folder of the archives."""
+
+  def __call__(self) -> None:
+    """Collects, and says how much there was."""
+    path = self.results / f"{self.name}.jsonl"
+    with writing_to(self.results):
+      counts = records.collect(self.out or Path("out", self.name), path)
+    print(
+      f"{path}: {counts.added} added, {counts.replaced} replaced; "
+      f"{counts.unfinished} runs that have not ended left out."
+    )
+
+
+def archives() -> list[str]:
+  """Returns the names of what there is to report, in the order of the page."""
+  # The suites' tables are numbered in this order.
+  names = sorted(path.stem for path in RESULTS.glob("*.jsonl"))
+  studied = [name for name in studies.names() if name not in names]
+  return [*names, *studied]
+
+
+def section(name: str) -> list[str]:
+  """Returns the Markdown of one of the committed archives, or of all.
 
   Args:
-    folders: Where the records are, with their subfolders.
-    out: Where the report goes.
-
-  Returns:
-    The report.
+    name: One of `archives`, or ``"all"``.
 
   Raises:
-    RecordError: A file is damaged, or no run has ended.
+    OptionError: There is no such archive.
   """
-  runs = results.load(folders)
-  lines = ["# Results", "", HOW_TO_READ]
-  drawn = collections.Counter[str]()
-  for number, tables in enumerate(results.by_size(runs), 1):
-    found = [run for table in tables for row in table.rows for run in row.runs]
-    task, config = found[0].task, found[0].config
-    lines += [f"## {number}. {task.title}: {task.size.format(**config)}", ""]
-    lines += _conditions(found)
-    for table in tables:
-      name = table.title.replace(" ", "-").replace(",", "")
-      drawn[name] += 1  # a network may be trained at several sizes
-      name += f"-{drawn[name]}.png" if drawn[name] > 1 else ".png"
-      figures.draw(table, out / "figures" / name)
-      lines += [f"### {table.title}", "", *_table_1(table), ""]
-      lines += [*_findings(table), "", f"![{table.title}](figures/{name})", ""]
-  lines += ["## Parameters", "", *_table_2(runs), ""]
-  lines += ["## Optimizers", "", *_sources(runs), ""]
-  path = out / "RESULTS.md"
-  write_text(path, "\n".join(lines))
-  return path
+  if name == "all":
+    return page()
+  if name not in archives():
+    known = ", ".join(["all", *archives()])
+    raise OptionError(f"report knows {known}, not {name!r}.")
+  if name in studies.names():
+    return studies.load(name).derive(RESULTS)
+  if name == "costs":
+    return _cost_tables()
+  found = [records.archive(name)]
+  runs = records.load(found)
+  if name == "arena":
+    return Arena(arena_labels(), runs, records.load_costs(found)).lines()
+  return [tables.HOW_TO_READ, *tables.suite_tables(runs, _kinds())]
 
 
-def _conditions(runs: list[RunRecords]) -> list[str]:
-  task, config = runs[0].task, runs[0].config
-  seen = {
-    name: sorted({str(run.summary["environment"][name])[:12] for run in runs})
-    for name in ("device", "cores", "jax", "flax", "optax", "alrao_jax", "commit")
-  }
-  seen["date"] = sorted({run.summary["date"] for run in runs})
-  options = ", ".join(f"{name} {config[name]}" for name in task.size_options)
-  versions = "; ".join(f"{name} {', '.join(values)}" for name, values in seen.items())
-  hit = sum(run.summary["ending"] == "maximum" for run in runs)
+def page() -> list[str]:
+  """Returns the page of all committed records."""
+  found = [records.archive(name) for name in archives() if name not in studies.names()]
+  found = [path for path in found if path.exists() and path.stem != "costs"]
+  runs = [run for run in records.load(found) if run.config["suite"] not in SHORT]
   lines = [
-    f"{len(runs)} runs, {hit} of which hit the maximum of epochs.",
+    "# Results",
     "",
-    f"Options: {options}.",
+    f"Generated by `{COMMAND}` from the records in this folder: no run is left out. "
+    "What they say, in words: [docs/findings.md](../../docs/findings.md).",
+    "",
+    tables.HOW_TO_READ,
+    *tables.suite_tables(runs, _kinds()),
+    "",
+    "## Arena",
+    "",
+    *section("arena"),
+    "",
+    "## Studies",
   ]
-  if task.note:
-    lines += ["", task.note]
-  damaged = {name for run in runs for name in run.summary.get("skipped", ())}
-  if damaged:
-    count = sum(bool(run.summary.get("skipped")) for run in runs)
-    lines += ["", f"{count} runs left out damaged images, {len(damaged)} in all."]
-  if not config["real_data"]:
-    lines += [
-      "",
-      f"**{task.not_real}**: this shows the pipeline, not the papers' result.",
-    ]
-  return [*lines, "", f"On: {versions}.", ""]
+  for name in studies.names():
+    lines += ["", f"### {name}", "", *_deeper(studies.load(name).derive(RESULTS))]
+  return [*lines, "", "## Costs", "", *_cost_tables()]
 
 
-def _table_1(table: Table) -> list[str]:
-  best, alrao, task = table.best_sgd, table.alrao, table.task
-  with_papers = any(_papers(row, best) for row in table.rows)
-  header = ["method", "runs", "learned"]
-  header += [f"test {measure.label}" for measure in task.measures]
-  header += ["Alrao ahead by"]
-  if with_papers:
-    header += [f"papers' {measure.label}" for measure in task.measures]
-    header += ["papers' Alrao ahead by"]
-  lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
-  ours = [row for row in table.rows if row.optimizer != "sgd" or row is best]
-  rest = [row for row in table.sgd if row is not best]
-  for row in ours + rest:
-    ahead = None
-    if alrao is not None and row is not alrao:
-      ahead = table.lead(alrao.mean_score, row.mean_score)
-    cells = [
-      f"**{row.label}, best rate**" if row is best else row.label,
-      str(len(row.runs)),
-      _num_learned(table, row),
-      *(_measured(row, measure, task) for measure in task.measures),
-      _signed(ahead, task),
-    ]
-    if with_papers:
-      cells += _papers_cells(table, row)
-    lines.append("| " + " | ".join(cells) + " |")
+def own_page(places: Sequence[Path], out: Path) -> list[str]:
+  """Returns the page of records of one's own, and draws a picture of each table.
+
+  Args:
+    places: Archives, or folders of runs' records.
+    out: Folder for the pictures.
+
+  Raises:
+    RecordError: A file is damaged, or no run of a suite has ended.
+  """
+  runs = [run for run in records.load(places) if "study" not in run.config]
+  short = [run for run in runs if run.config["suite"] == "arena"]
+  runs = [run for run in runs if run.config["suite"] not in SHORT]
+  if not runs and not short:
+    names = ", ".join(map(str, places))
+    raise RecordError(
+      f"no run of a suite below {names}; `python -m benchmarks study NAME` has a "
+      "study's tables."
+    )
+  lines = ["# Results", ""]
+  if runs:
+    lines += [tables.HOW_TO_READ, *tables.suite_tables(runs, _kinds())]
+    lines += ["", "## Pictures"]
+    drawn = collections.Counter[str]()
+    for sizes in tables.by_size(runs, _kinds()):
+      for table in sizes:
+        name = table.title.replace(" ", "-").replace(",", "")
+        drawn[name] += 1  # a network may be trained at several sizes
+        name += f"-{drawn[name]}.png" if drawn[name] > 1 else ".png"
+        learning_curves(table, out / "pictures" / name)
+        lines += ["", f"![{table.title}](pictures/{name})"]
+  if short:
+    lines += ["", "## Arena", ""]
+    lines += Arena(arena_labels(), short, records.load_costs(places)).lines()
   return lines
 
 
-def _measured(row: Row, measure: Measure, task: Task) -> str:
-  if measure == task.score:
-    return _spread(row.scores, measure)
-  values = [run.summary[f"test_{measure.name}"] for run in row.runs]
-  return _spread([value for value in values if value is not None], measure)
+def update(root: Path = ROOT) -> list[Path]:
+  """Writes the generated pages, parts of pages and pictures.
+
+  Args:
+    root: The checkout to write to.
+
+  Returns:
+    What it has written.
+  """
+  written = []
+  for path, text in pages(root).items():
+    records.write_text(path, text)
+    written.append(path)
+  for name, draw in _pictures().items():
+    path = root / PICTURES.relative_to(ROOT) / f"{name}.png"
+    draw(path)
+    written.append(path)
+  return written
 
 
-def _papers(row: Row, best: Row | None) -> papers.Figures | None:
-  if row.optimizer == "sgd" and row is not best:
-    return None
-  return row.runs[0].task.papers(row.runs[0].config)
+def pages(root: Path = ROOT) -> dict[Path, str]:
+  """Returns what the generated pages, and those with generated parts, must hold.
+
+  Args:
+    root: The checkout whose written parts to keep.
+  """
+  found = {root / PAGE.relative_to(ROOT): "\n".join(page()) + "\n"}
+  for path in [root / "README.md", *sorted((root / "docs").glob("*.md"))]:
+    text = path.read_text(encoding="utf-8")
+    if BEGIN.search(text):
+      found[path] = fill(text, path)
+  return found
 
 
-def _papers_cells(table: Table, row: Row) -> list[str]:
-  task, found = table.task, _papers(row, table.best_sgd)
-  if found is None:
-    return [""] * (len(task.measures) + 1)
-  cells = []
-  for measure in task.measures:
-    mean, sd = found[measure.name]
-    # As many digits as the papers have.
-    text = f"{measure.scale * mean:.{measure.digits - 1}f}"
-    spread = "" if sd is None else f" ± {measure.scale * sd:.{measure.digits - 1}f}"
-    cells.append(text + spread)
-  alrao = None if table.alrao is None else _papers(table.alrao, None)
-  if alrao is None or row.optimizer == "alrao":
-    return [*cells, ""]
-  score = task.score.name
-  return [*cells, _signed(table.lead(alrao[score].mean, found[score].mean), task, 1)]
+BEGIN = re.compile(r"^<!-- begin: (\w+) -->$", re.MULTILINE)
 
 
-def _findings(table: Table) -> list[str]:
-  best, alrao = table.best_sgd, table.alrao
-  lines = []
-  if best is not None:
-    learn = sum(table.has_learned(row.mean_score) for row in table.sgd)
-    lines.append(f"- {learn} of {len(table.sgd)} SGD rates learn.")
-  if alrao is not None and best is not None:
-    beat = sum(table.lead(row.mean_score, alrao.mean_score) > 0 for row in table.sgd)
-    lines[-1] += f" {beat} of {len(table.sgd)} beat Alrao."
-    sweep = sum(row.runs[0].summary["epochs"] for row in table.sgd)
-    one = float(np.median([run.summary["epochs"] for run in alrao.runs]))
-    lines.append(
-      f"- One run of Alrao took {one:g} epochs; one of each SGD rate, {sweep}."
+def fill(text: str, path: Path) -> str:
+  """Returns a page with its generated parts renewed.
+
+  Args:
+    text: The page.
+    path: Its file, for messages.
+
+  Raises:
+    RecordError: A mark without its end, or of an unknown name.
+  """
+  for name in BEGIN.findall(text):
+    begin, end = f"<!-- begin: {name} -->\n", f"<!-- end: {name} -->\n"
+    if name not in PARTS:
+      known = ", ".join(PARTS)
+      raise RecordError(f"{path}: no generated part {name!r}; there are {known}.")
+    before, _, rest = text.partition(begin)
+    _, found, after = rest.partition(end)
+    if not found:
+      raise RecordError(f"{path}: <!-- begin: {name} --> lacks <!-- end: {name} -->.")
+    text = "\n".join([before + begin, *PARTS[name](), "", end + after])
+  return text
+
+
+# --- Parts of other pages
+
+# Label, archive and table of the README's rows.
+NETWORKS = (
+  ("CIFAR-10, 2,000 images, 5 epochs: GoogLeNet at width 1/8", "tier_a",
+   "googlenet, width 0.125"),
+  ("GoogLeNet at width 3/8", "tier_a", "googlenet, width 0.375"),
+  ("VGG19 at width 1/4", "tier_a", "vgg19, width 0.25"),
+  ("VGG19 at width 3/4", "tier_a", "vgg19, width 0.75"),
+  ("MobileNetV2 at width 1/8", "tier_a", "mobilenet_v2, width 0.125"),
+  ("MobileNetV2 at width 3/8", "tier_a", "mobilenet_v2, width 0.375"),
+  ("CIFAR-10, 10,000 images, 10 epochs: small CNN", "tier_b", "small_cnn, width 1"),
+  ("Imagenette at 64 pixels, 2,000 images, 3 epochs, best of 3 SGD rates: DenseNet121 "
+   "at width 1/4", "imagenet_reduced", "densenet121, width 0.25"),
+  ("ResNet50 at width 1/4", "imagenet_reduced", "resnet50, width 0.25"),
+  ("ResNet50 at width 3/4, one run each", "imagenet_reduced_wide",
+   "resnet50, width 0.75"),
+  ("AlexNet at width 1/4, no normalisation, 30 draws", "imagenet_draws",
+   "alexnet, width 0.25, no normalisation"),
+  ("Pendulum, deep Q-learning, 10 seeds", "rl_pendulum", "pendulum"),
+  ("LunarLander, deep Q-learning, 10 seeds", "rl_lunar_lander", "lunar_lander"),
+  ("Penn Treebank by characters, LSTM, 3 passes: bits", "ptb_chars",
+   "lstm, characters, softmax"),
+)  # fmt: skip
+# Further rows, below their table's: label, and the optimizer in Alrao's place.
+VARIANTS = {
+  "rl_lunar_lander": ("the same with `guard=alrao.guard()`", "alrao_guard"),
+  "ptb_chars": (
+    "the same in the papers' other interval, [1e-3, 100], with 6 heads",
+    "alrao_fast",
+  ),
+}
+# Decimals of a score, and of the distance between two.
+DECIMALS = {"accuracy": (1, 1), "return": (0, 0), "bits": (3, 2)}
+
+
+def networks_part() -> list[str]:
+  """Returns the README's table of networks."""
+  rows = []
+  for label, name, title in NETWORKS:
+    runs = records.load([records.archive(name)])
+    found = {
+      table.title: table for sizes in tables.by_size(runs, _kinds()) for table in sizes
+    }
+    table = found[title]
+    rivals = [table.best_sgd, table.row("adam")]
+    rows.append(_network_row(label, table, table.alrao, rivals, scores=True))
+    if name in VARIANTS:
+      label, optimizer = VARIANTS[name]
+      row = table.row(optimizer)
+      rows.append(_network_row(label, table, row, rivals, scores=False))
+  return tables.markdown(["", "Alrao", "best of 7 SGD rates", "Adam, default"], rows)
+
+
+def _network_row(
+  label: str,
+  table: Table,
+  row: Row | None,
+  rivals: list[Row | None],
+  *,
+  scores: bool,
+) -> list[str]:
+  measure = table.kind.score
+  digits, fewer = DECIMALS[measure.name]
+  if row is None:
+    return [label, *[tables.MISSING] * (1 + len(rivals))]
+  cells = [tables.spread(row.scores, digits, measure.scale)]
+  diverged = sum(any(e["nonfinite_steps"] for e in run.epochs) for run in row.runs)
+  if diverged:
+    cells[0] = cells[0].removesuffix(" ± 0.0")
+    cells[0] += f", {'all' if diverged == len(row.runs) else diverged} diverge"
+  for rival in rivals:
+    if rival is None:
+      cells.append(tables.MISSING)
+      continue
+    lead = measure.scale * table.lead(row.mean_score, rival.mean_score)
+    text = f"{lead:+.{fewer}f}"
+    text = f"(**{text}**)" if lead > 0 else f"({text})"
+    score = tables.spread(rival.scores, digits, measure.scale)
+    cells.append(f"{score} {text}" if scores else text)
+  return [label, *cells]
+
+
+def arena_part() -> list[str]:
+  """Returns the README's table of the arena."""
+  place = [records.archive("arena")]
+  arena = Arena(arena_labels(), records.load(place), records.load_costs(place))
+  standings = arena.standings()
+  equal = {one.name: one.mean for one in arena.standings(equal_compute=True)}
+  untuned = [one for one in standings if one.name not in arena.tuned]
+
+  def best(of: Callable[[Any], float | None], choose: Any) -> float | None:
+    values = [value for one in untuned if (value := of(one)) is not None]
+    return choose(values, default=None)
+
+  def below(one: tables.Standing) -> int:
+    return sum(
+      value is not None and round(value, 3) < 1 for value in one.ratios.values()
     )
-  if alrao is not None:
-    ahead_of = [
-      row.label
-      for row in table.rows
-      if row.optimizer not in ("alrao", "sgd") or row is best
-      if table.lead(row.mean_score, alrao.mean_score) > 0
-    ]
-    ahead_of = "; ".join(ahead_of) or "none"
-    lines.append(f"- Methods with a better mean score than Alrao's: {ahead_of}.")
 
-  def counted(holds: Callable[[RunRecords], bool]) -> str:
-    counts = ((row, sum(map(holds, row.runs))) for row in table.rows)
-    return "; ".join(
-      f"{row.label} ({count} of {len(row.runs)})" for row, count in counts if count
-    )
+  def cell(value: float | None, text: str, least: float | None) -> str:
+    if value is None:
+      return tables.MISSING
+    return f"**{text}**" if value == least else text
 
-  def has_failed(run: RunRecords) -> bool:
-    return run.summary["ending"] == "failed"
-
-  def went_on(run: RunRecords) -> bool:
-    nonfinite = any(epoch["nonfinite_steps"] for epoch in run.epochs)
-    return nonfinite and not has_failed(run)
-
-  lines.append(
-    f"- Failed with a loss that was not finite: {counted(has_failed) or 'none'}."
+  leasts = (
+    best(lambda one: one.mean, min),
+    best(lambda one: one.worst, min),
+    best(below, max),
   )
-  if survivors := counted(went_on):
-    lines.append(f"- Trained on after such losses: {survivors}.")
-  return lines
+  rows = []
+  for one in standings:
+    is_tuned = one.name in arena.tuned
+    marks = (None, None, None) if is_tuned else leasts
+    label = arena.methods[one.name].label
+    mean, worst, count = one.mean, one.worst, below(one)
+    compute = equal[one.name]
+    num_runs = sum(
+      len(found.losses)
+      for task in arena.tasks
+      if (found := arena.result(task, one.name)) is not None
+    )
+    failures = f"{one.failures} of {num_runs}" if one.failures else str(one.failures)
+    rows.append(
+      [
+        f"**{label}**" if one.name in ("alrao", "schedule_free_alrao") else label,
+        cell(mean, "" if mean is None else f"{mean:.3f}", marks[0]),
+        cell(worst, "" if worst is None else _shorter(worst), marks[1]),
+        "" if is_tuned else cell(count, str(count), marks[2]),
+        tables.MISSING if compute is None else f"{compute:.3f}",
+        tables.MISSING if one.failures is None else failures,
+      ]
+    )
+  header = ["method", f"geometric mean of {len(arena.tasks)} tasks", "worst task"]
+  header += ["tasks below 1", "mean at equal compute", "failed runs"]
+  return tables.markdown(header, rows)
 
 
-def _table_2(runs: list[RunRecords]) -> list[str]:
-  counts: dict[tuple, dict[int | None, int]] = {}  # by number of heads
-  for run in runs:
-    title = run.task.table_title(run.config)
-    known = papers.TABLE_2.get(title.removesuffix(", width 1"), (0, 0))
-    ours = counts.setdefault((title, *known), {})
-    ours[run.config["num_heads"]] = run.summary["num_parameters"]
-  header = ["network", "ordinary", "with heads (how many)"]
-  header += ["papers: ordinary", "papers: 10 heads"]
-  lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
-  for (title, *known), ours in sorted(counts.items(), key=lambda item: item[0]):
-    ordinary = ours.pop(None, None)
-    with_heads = ", ".join(f"{count:,} ({n})" for n, count in sorted(ours.items()))
-    cells = [f"{count:,}" if count else "" for count in (ordinary, *known)]
-    cells.insert(1, with_heads)
-    lines.append(f"| {title} | " + " | ".join(cells) + " |")
-  return lines
+def _shorter(value: float) -> str:
+  return f"{value:.2f}" if value < 10 else f"{value:.1f}"
 
 
-def _sources(runs: list[RunRecords]) -> list[str]:
-  used = {run.config["optimizer"] for run in runs}
-  return [
-    f"- **{optimizer.label}**: {optimizer.source}"
-    for name, optimizer in OPTIMIZERS.items()
-    if name in used
+def _study_table(name: str, number: int = 0) -> Callable[[], list[str]]:
+  """One of a study's tables, without what is written around it."""
+
+  def part() -> list[str]:
+    lines = studies.load(name).derive(RESULTS)
+    found = [
+      list(group)
+      for is_table, group in itertools.groupby(lines, lambda x: x.startswith("|"))
+      if is_table
+    ]
+    return found[number]
+
+  return part
+
+
+def _cost_table(name: str, case: str) -> Callable[[], list[str]]:
+  """A cost's table and its conditions, without its heading."""
+
+  def part() -> list[str]:
+    found = records.load_costs([records.archive("costs")])
+    wanted = [one for one in found if (one["table"], one["case"]) == (name, case)]
+    if not wanted:
+      raise RecordError(f"{records.archive('costs')} lacks {name}, {case}.")
+    return costs.table(wanted[0]).splitlines()[2:]
+
+  return part
+
+
+PARTS: dict[str, Callable[[], list[str]]] = {
+  "networks": networks_part,
+  "arena": arena_part,
+  "bounds": _study_table("bounds"),
+  "recipe": _study_table("recipe", -1),
+  "predicted_check": _cost_table("predicted", "check"),
+  "predicted_resnet50": _cost_table("predicted", "resnet50"),
+}
+
+
+# --- Pictures
+
+
+def _pictures() -> dict[str, Callable[[Path], None]]:
+  """What the docs show, by name."""
+
+  def curves(path: Path) -> None:
+    runs = records.load([records.archive("tier_b")])
+    ((table, *_),) = tables.by_size(runs, _kinds())
+    learning_curves(table, path)
+
+  found: dict[str, Callable[[Path], None]] = {"small_cnn": curves}
+  for name in ("posterior", "interval", "guard", "ranking"):
+    study = studies.load(name)
+    found[name] = lambda path, study=study: study.picture(RESULTS, path)
+  return found
+
+
+def learning_curves(table: Table, path: Path) -> None:
+  """Draws a table's learning curves, and Alrao's posterior where it has run.
+
+  Args:
+    table: The table.
+    path: The PNG file; its folder is made if need be.
+  """
+  alrao = table.alrao
+  parts = ("train", "validation") if table.kind.train_curves else ("validation",)
+  figure, axes = pictures.subplots(len(parts) + (alrao is not None), 6.5, 4.0)
+  for axis, part in zip(axes, parts, strict=False):
+    _curves(axis, table, part)
+  if alrao is not None:
+    _posterior(axes[-1], alrao)
+  pictures.save(figure, path)
+
+
+def _curves(axes: Any, table: Table, part: str) -> None:
+  """A measure by epoch, mean over the seeds.
+
+  SGD's other rates are grey; shades of blue tell them apart where they need to be.
+  """
+  measure, told_apart = table.kind.curve, table.kind.train_curves
+  best = table.best_sgd
+  others = [row for row in table.sgd if row is not best]
+  colors = itertools.cycle(pictures.colormap("tab20")(np.r_[0:20:2, 1:20:2]))
+  shades = pictures.colormap("Blues")(np.linspace(0.3, 0.9, max(1, len(others))))
+  for row in table.rows:
+    curve = _mean_curve(row, measure, part)
+    marker = "o" if len(curve[0]) == 1 else ""  # a single point has no line
+    if row in others and told_apart:
+      shade = shades[others.index(row)]
+      axes.plot(*curve, marker, color=shade, linewidth=1, label=row.label, zorder=1)
+    elif row in others:
+      label = "SGD, other rates" if row is others[0] else None
+      axes.plot(*curve, marker, color="0.8", linewidth=1, label=label, zorder=1)
+    else:
+      width = 2.5 if row.optimizer == "alrao" else 1.3
+      color = "black" if row is best else next(colors)
+      style = {"linewidth": width, "color": color}
+      axes.plot(*curve, marker, **style, label=row.label, zorder=2)
+  values = np.concatenate([_mean_curve(row, measure, part)[1] for row in table.rows])
+  if table.kind.curve_limit is not None and np.isfinite(values).any():
+    # What diverges, or stays at chance, must not hide the others.
+    low = np.nanmin(values)
+    chance = table.rows[0].runs[0].config["chance"]  # a score
+    guess = chance if measure == table.kind.score else -math.log(chance)
+    axes.set_ylim(0.9 * low, max(table.kind.curve_limit * guess, 1.1 * low))
+  axes.xaxis.get_major_locator().set_params(integer=True)
+  title = f"{part} {measure.label}"
+  axes.set(xlabel="epoch", ylabel=title, title="Learning curves")
+  axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+
+
+def _mean_curve(row: Row, measure: Measure, part: str) -> tuple[np.ndarray, np.ndarray]:
+  """Epochs and the measure's mean, as far as the shortest run goes."""
+  length = min(len(run.epochs) for run in row.runs)
+  values = [run.curve(f"{part}_{measure.name}")[:length] for run in row.runs]
+  return np.arange(1, length + 1), measure.scale * np.mean(values, axis=0)
+
+
+def _posterior(axes: Any, row: Row) -> None:
+  """Weight of each head over the steps of the first run."""
+  run = row.runs[0]
+  per_epoch = run.epochs[0]["steps"][-1] + 1
+  steps = [
+    (record["epoch"] - 1) * per_epoch + step
+    for record in run.epochs
+    for step in record["steps"]
   ]
+  weights = np.array([w for record in run.epochs for w in record["head_weights"]])
+  if steps[0] > 0:  # an archive keeps an epoch's last; all heads weigh the same before
+    count = weights.shape[1]
+    steps, weights = [0, *steps], np.vstack([np.full(count, 1 / count), weights])
+  colors = pictures.colormap("viridis")(np.linspace(0, 0.95, weights.shape[1]))
+  for head, color in enumerate(colors):
+    axes.plot(steps, weights[:, head], color=color, label=f"head {head + 1}")
+  axes.set(
+    xlabel="step",
+    ylabel="posterior weight",
+    title=f"Alrao's heads, slowest to fastest (seed {run.config['seed']})",
+    ylim=(-0.02, 1.02),
+  )
+  axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
-def _num_learned(table: Table, row: Row) -> str:
-  if table.best_sgd is None:
-    return ""
-  return str(sum(table.has_learned(score) for score in row.scores))
+def arena_labels() -> dict[str, str]:
+  """Returns the names of the arena's tasks in tables, by name, in order."""
+  return {name: task.label for name, task in ARENA_TASKS.items()}
 
 
-def _signed(lead: float | None, task: Task, fewer_digits: int = 0) -> str:
-  if lead is None:
-    return ""
-  return f"{task.score.scale * lead:+.{task.score.digits - fewer_digits}f}"
+def _cost_tables() -> list[str]:
+  found = records.load_costs([records.archive("costs")])
+  if not found:
+    return ["No costs have been measured."]
+  lines: list[str] = []
+  for record in found:
+    lines += [*costs.table(record).splitlines(), ""]
+  return lines[:-1]
 
 
-def _spread(values: list[float], measure: Measure) -> str:
-  if not values:
-    return "none"
-  scaled = measure.scale * np.array(values)
-  text = f"{scaled.mean():.{measure.digits}f}"
-  if len(values) == 1:
-    return text
-  return f"{text} ± {scaled.std(ddof=1):.{measure.digits}f}"
+def _kinds() -> dict[str, tables.TableKind]:
+  return {name: kind for name, kind in suites.kinds().items() if name not in SHORT}
+
+
+def _deeper(lines: Iterable[str]) -> list[str]:
+  """Headings two levels down, below that of the study."""
+  return [f"##{line}" if line.startswith("#") else line for line in lines]

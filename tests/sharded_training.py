@@ -116,8 +116,8 @@ def train(mesh_name, optimizer_name, folder=None, kill_at=0, steps=NUM_STEPS):
   """Trains on one mesh; returns losses, state, HLO and whether the state stayed."""
   import jax
 
-  from benchmarks import devices
-  from benchmarks.checkpoints import Checkpoints
+  from benchmarks.training import Checkpoints
+  from benchmarks.workloads import devices
 
   size, _, split = mesh_name.partition(":")
   rows, heads = map(int, size.split("x"))
@@ -180,7 +180,7 @@ def main():
   import numpy as np
 
   jax.config.update("jax_enable_x64", True)
-  from benchmarks.devices import initialize_hosts, watch_hosts
+  from benchmarks.workloads.devices import initialize_hosts, watch_hosts
 
   if args.num_hosts > 1:
     coordinator = f"localhost:{args.port}"

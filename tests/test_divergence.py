@@ -181,9 +181,12 @@ def _check(start, run):
   all_diverged = ~healthy.any(1)
   np.testing.assert_array_equal(run.loss == np.inf, all_diverged)
   assert np.isfinite(run.loss[~all_diverged]).all()
-  states = jax.tree.leaves(_with_start(_tracked(start[1]), tracked))
-  for leaf in states:
+  tracked = _with_start(_tracked(start[1]), tracked)
+  for leaf in jax.tree.leaves((tracked.log_weights, tracked.averaging)):
     np.testing.assert_array_equal(leaf[1:][all_diverged], leaf[:-1][all_diverged])
+  # But it is told.
+  np.testing.assert_array_equal(tracked.diverged[1:], ~healthy)
+  np.testing.assert_array_equal(np.diff(tracked.all_diverged_steps), all_diverged)
 
   # A diverged head stands still: momentum must not carry it on.
   for leaf in jax.tree.leaves(_with_start(start[0]["out"], run.params["out"])):

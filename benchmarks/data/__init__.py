@@ -10,7 +10,9 @@ Example:
 
 import os
 
-from benchmarks.data import cifar10, digits
+from benchmarks.data import cifar_files as cifar10
+from benchmarks.data import digits
+from benchmarks.data import text_files as text  # noqa: F401 (named as what it reads)
 from benchmarks.data.dataset import DataError as DataError
 from benchmarks.data.dataset import Dataset as Dataset
 from benchmarks.data.dataset import Split as Split

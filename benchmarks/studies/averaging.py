@@ -13,18 +13,28 @@ import numpy as np
 import tyro
 
 import alrao_jax
-from benchmarks.progress import Display
-from benchmarks.results import RunRecords
-from benchmarks.studies import optimizers, pictures
-from benchmarks.studies.arms import Images, Trainer
-from benchmarks.studies.runner import Arm
-from benchmarks.studies.study import Study
+from benchmarks import pictures
+from benchmarks.methods import averaging
+from benchmarks.records import Run
+from benchmarks.studies._study import (
+  LOSSES,
+  Arm,
+  ImageRunner,
+  Images,
+  Source,
+  Study,
+  curves,
+)
+from benchmarks.tables import markdown, spread
+
+Runs = dict[str, list[Run]]  # by label
 
 
 @dataclasses.dataclass(frozen=True)
-class Averaging(Study):
+class AveragingStudy(Study[Runs]):
   """How the heads' averaging matters."""
 
+  name = "averaging"
   images: Annotated[Images, tyro.conf.arg(name="")] = Images(num_train=10_000, epochs=6)
   seeds: int = 5
   """Number of runs of each."""
@@ -33,9 +43,15 @@ class Averaging(Study):
   out: Path = Path("out/studies/averaging")
   """Folder for records, numbers and picture."""
 
-  def measure(self) -> list[str]:
-    """Trains what is missing; writes the picture; returns its numbers."""
-    arms = []
+  def find(self, source: Source) -> Runs:
+    """Returns runs by averaging.
+
+    Args:
+      source: Where all runs come from.
+    """
+    every_step = self.images.num_train // self.images.batch_size - 1
+    runner = ImageRunner(source, self.images, every_step)
+    found: Runs = {}
     for how, scale in (("mean", 1.0), ("sum", float(self.images.batch_size))):
       laws = {
         "switch": alrao_jax.switch(likelihood_scale=scale),
@@ -46,60 +62,60 @@ class Averaging(Study):
         label = f"{name}, {how}"
         arm = f"{label}, {self.share:g}" if name == "fixed share" else label
         arm = arm.replace(", ", "-").replace(" ", "-")
-        arms.append(Arm(arm, optimizers.averaging(law), label))
-    with Display() as display:
-      every_step = self.images.num_train // self.images.batch_size - 1
-      trainer = Trainer(
-        "averaging", self.images, self.out, display, every_step, used=self.used
+        runs = runner.run([Arm(arm, averaging(law), label)], range(self.seeds))
+        found[label] = runs
+    return found
+
+  def table(self, found: Runs) -> list[str]:
+    """Returns losses, and how often the heaviest head changes.
+
+    Args:
+      found: The runs.
+    """
+    rows = []
+    for label, runs in found.items():
+      changes = [np.count_nonzero(np.diff(_leaders(run))) for run in runs]
+      train, held_out = (curves(runs, name) for name in LOSSES)
+      cells = [spread(losses, 4) for losses in (train[:, 0], train[:, -1])]
+      rows.append(
+        [label, *cells, spread(held_out[:, -1], 4), f"{np.mean(changes):.1f}"]
       )
-      runs = trainer.run(arms, range(self.seeds))
-    by_arm = {
-      arm.compiled: [run for run in runs if run.config["arm"] == arm.name]
-      for arm in arms
-    }
-    _draw(by_arm, self.out / "averaging.png")
-    return _table(by_arm)
-
-
-def _table(by_arm: dict[str, list[RunRecords]]) -> list[str]:
-  lines = [
-    "The first epoch's train loss is sequential: each batch is predicted before it is "
-    "learned from.",
-    "",
-    "| averaging | first epoch's train loss | last train loss | last held-out loss | "
-    "changes of the heaviest head |",
-    "| --- | --- | --- | --- | --- |",
-  ]
-  for label, runs in by_arm.items():
-    changes = [np.count_nonzero(np.diff(_leaders(run))) for run in runs]
-    columns = [
-      [run.epochs[0]["train_loss"] for run in runs],
-      [run.epochs[-1]["train_loss"] for run in runs],
-      [run.epochs[-1]["validation_loss"] for run in runs],
+    header = [
+      "averaging",
+      "first epoch's train loss",
+      "last train loss",
+      "last held-out loss",
+      "changes of the heaviest head",
     ]
-    arrays = [np.array(column, float) for column in columns]
-    cells = [f"{c.mean():.4f} ± {c.std(ddof=1):.4f}" for c in arrays]
-    lines.append(f"| {label} | " + " | ".join(cells) + f" | {np.mean(changes):.1f} |")
-  return lines
+    return [
+      "The first epoch's train loss is sequential: each batch is predicted before it "
+      "is learned from.",
+      "",
+      *markdown(header, rows),
+    ]
+
+  def draw(self, found: Runs, path: Path) -> None:
+    """Draws mean losses by epoch.
+
+    Args:
+      found: The runs.
+      path: The PNG file.
+    """
+    figure, axes = pictures.subplots(2)
+    for axis, (name, title) in zip(axes, LOSSES.items(), strict=True):
+      for label, runs in found.items():
+        losses = curves(runs, name).mean(axis=0)
+        style = "-" if label.endswith("mean") else "--"
+        axis.plot(np.arange(1, len(losses) + 1), losses, style, label=label)
+      axis.set(xlabel="epoch", ylabel="loss", title=title)
+      axis.legend(fontsize=8)
+    pictures.save(figure, path)
 
 
-def _leaders(run: RunRecords) -> np.ndarray:
+def _leaders(run: Run) -> np.ndarray:
+  """The heaviest head by step; an archive keeps the steps next to its changes."""
   weights = [weights for record in run.epochs for weights in record["head_weights"]]
   return np.argmax(weights, axis=1)
 
 
-def _draw(by_arm: dict[str, list[RunRecords]], path: Path) -> None:
-  figure, axes = pictures.subplots(2)
-  for axis, part in zip(axes, ("train", "validation"), strict=True):
-    for label, runs in by_arm.items():
-      values = [[record[f"{part}_loss"] for record in run.epochs] for run in runs]
-      losses = np.array(values, float).mean(axis=0)
-      style = "-" if label.endswith("mean") else "--"
-      axis.plot(np.arange(1, len(losses) + 1), losses, style, label=label)
-    axis.set(
-      xlabel="epoch",
-      ylabel="loss",
-      title={"train": "train", "validation": "held-out"}[part],
-    )
-    axis.legend(fontsize=8)
-  pictures.save(figure, path)
+STUDY = AveragingStudy

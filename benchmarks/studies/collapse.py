@@ -1,26 +1,126 @@
 """Training goes on with the best head alone after the first epoch, or with all."""
 
 import dataclasses
+import functools
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import jax
 import numpy as np
 import tyro
 from scipy.stats import ttest_rel
 
-from benchmarks.progress import Display
-from benchmarks.results import RunRecords
-from benchmarks.studies import optimizers, pictures
-from benchmarks.studies.arms import Images, Trainer
-from benchmarks.studies.going_on import PARTS, check_epochs, curves, go_on, rest_trainer
-from benchmarks.studies.runner import Arm
-from benchmarks.studies.study import Study
+import alrao_jax
+from benchmarks import pictures
+from benchmarks.console import refuse
+from benchmarks.methods import ALRAO
+from benchmarks.records import Run
+from benchmarks.studies._study import (
+  LOSSES,
+  Arm,
+  ImageRunner,
+  Images,
+  Source,
+  Study,
+  curves,
+)
+from benchmarks.tables import markdown, spread
+from benchmarks.workloads.images import ImageWorkload, State
+
+Runs = dict[str, list[Run]]  # by label
+ALL, ONE = "all heads", "best head after epoch 1"
+
+
+class CollapsedWorkload(ImageWorkload):
+  """What follows a first epoch, with only the best heads kept.
+
+  It starts from the state after that epoch, which it trains itself: the same, to the
+  last bit, as an `ImageWorkload` of the same seed has after its first epoch.
+  """
+
+  def __init__(self, *args: Any, keep: int, **options: Any):
+    """Makes the workload; nothing is compiled yet.
+
+    Args:
+      *args: As of `ImageWorkload`.
+      keep: How many heads to keep.
+      **options: As of `ImageWorkload`; `max_epochs` counts those that follow.
+    """
+    super().__init__(*args, **options)
+    self._keep = keep
+
+  def init(self, seed: int, rate: Any) -> State:
+    """Returns the state after the first epoch, collapsed.
+
+    Args:
+      seed: As of `ImageWorkload`.
+      rate: Likewise.
+    """
+    state, _ = self.step(super().init(seed, rate), self.data, super().batches(seed, 1))
+    optimizer = self.make_optimizer(jax.random.key(0), rate)
+    opt_state, params = alrao_jax.collapse(
+      optimizer, state.opt_state, state.params, self._keep
+    )
+    return state._replace(params=params, opt_state=opt_state)
+
+  def batches(self, seed: int, epoch: int) -> dict[str, np.ndarray]:
+    """Returns the batches of the epoch after `epoch`.
+
+    Args:
+      seed: Seed of the run.
+      epoch: Number of the epoch, from 1 after the first one.
+    """
+    return super().batches(seed, epoch + 1)
+
+
+def check_epochs(images: Images) -> None:
+  """Checks that training goes on after the first epoch.
+
+  Args:
+    images: What to train on.
+
+  Raises:
+    OptionError: It does not.
+  """
+  if images.epochs < 2:
+    refuse("epochs", "must be at least 2", images.epochs)
+
+
+def go_on(
+  source: Source, images: Images, arm: Arm, keep: int, plain: Sequence[Run]
+) -> list[Run]:
+  """Returns runs that go on with fewer heads after their first epoch.
+
+  Args:
+    source: Where the runs come from.
+    images: What the runs with all heads train on.
+    arm: Their arm, of Alrao.
+    keep: How many heads to keep.
+    plain: The runs with all heads, with which these share the first epoch.
+
+  Returns:
+    The runs of all epochs, in the order of `plain`.
+  """
+  rest = dataclasses.replace(images, epochs=images.epochs - 1)
+  fewer = arm._replace(
+    name=f"{arm.name}-keep{keep}",
+    compiled=f"{arm.compiled}-keep{keep}",
+    workload=functools.partial(CollapsedWorkload, keep=keep),
+  )
+  seeds = [run.config["seed"] for run in plain]
+  runs = ImageRunner(source, rest).run([fewer], seeds)
+  return [
+    Run(run.summary, [before.epochs[0], *run.epochs])
+    for run, before in zip(runs, plain, strict=True)
+  ]
 
 
 @dataclasses.dataclass(frozen=True)
-class Collapse(Study):
+class CollapseStudy(Study[Runs]):
   """The curve with collapse to the best head after epoch 1 beside that without."""
 
+  name = "collapse"
   images: Annotated[Images, tyro.conf.arg(name="")] = Images(num_train=10_000, epochs=6)
   seeds: int = 5
   """Number of runs of each."""
@@ -29,62 +129,69 @@ class Collapse(Study):
   out: Path = Path("out/studies/collapse")
   """Folder for records, numbers and picture."""
 
-  def measure(self) -> list[str]:
-    """Trains what is missing; writes the picture; returns its numbers.
+  def check(self) -> None:
+    """Checks the options.
 
     Raises:
       OptionError: A single epoch, after which nothing is left.
     """
+    super().check()
     check_epochs(self.images)
-    arm = Arm("alrao", optimizers.ALRAO, "alrao", network=self.network)
-    with Display() as display:
-      trainer = Trainer("collapse", self.images, self.out, display, used=self.used)
-      plain = trainer.run([arm], range(self.seeds))
-      rest = rest_trainer("collapse", self.images, self.out, display, self.used)
-      collapsed = go_on(rest, arm, 1, plain)
-    _draw(plain, collapsed, self.out / "collapse.png")
-    return _table(plain, collapsed)
+
+  def find(self, source: Source) -> Runs:
+    """Returns runs with all heads, and with one.
+
+    Args:
+      source: Where all runs come from.
+    """
+    arm = Arm("alrao", ALRAO, "alrao", network=self.network)
+    plain = ImageRunner(source, self.images).run([arm], range(self.seeds))
+    return {ALL: plain, ONE: go_on(source, self.images, arm, 1, plain)}
+
+  def table(self, found: Runs) -> list[str]:
+    """Returns last losses and accuracies, and their difference.
+
+    Args:
+      found: The runs.
+    """
+    rows = []
+    for label, runs in found.items():
+      losses = [spread(curves(runs, name)[:, -1], 4) for name in LOSSES]
+      accuracies = curves(runs, "validation_accuracy")[:, -1]
+      rows.append([label, *losses, spread(accuracies, 1, 100)])
+    header = ["", "last train loss", "last held-out loss", "last held-out accuracy, %"]
+    with_all, with_one = (
+      curves(found[label], "validation_loss")[:, -1] for label in (ALL, ONE)
+    )
+    change = with_one - with_all
+    interval = ttest_rel(with_one, with_all).confidence_interval()
+    return [
+      *markdown(header, rows),
+      "",
+      f"Held-out loss with the best head alone less that with all, by seed: "
+      f"{change.mean():+.4f} ± {change.std(ddof=1):.4f} (95 % interval of the mean, by "
+      f"Student's t: {interval.low:+.4f} to {interval.high:+.4f}).",
+    ]
+
+  def draw(self, found: Runs, path: Path) -> None:
+    """Draws every run's losses by epoch, and their means.
+
+    Args:
+      found: The runs.
+      path: The PNG file.
+    """
+    figure, axes = pictures.subplots(2)
+    for axis, (name, title) in zip(axes, LOSSES.items(), strict=True):
+      for i, (label, runs) in enumerate(found.items()):
+        losses = curves(runs, name)
+        epochs = np.arange(1, losses.shape[1] + 1)
+        axis.plot(epochs, losses.T, color=f"C{i}", linewidth=0.7, alpha=0.4)
+        axis.plot(epochs, losses.mean(axis=0), "o-", color=f"C{i}", label=label)
+      axis.axvline(1, color="0.7", linewidth=0.8, linestyle="--")
+      axis.set(xlabel="epoch", ylabel="loss", title=title)
+      axis.xaxis.get_major_locator().set_params(integer=True)
+      axis.legend(fontsize=8)
+    pictures.save(figure, path)
 
 
-def _table(plain: list[RunRecords], collapsed: list[RunRecords]) -> list[str]:
-  lines = [
-    "| | last train loss | last held-out loss | last held-out accuracy, % |",
-    "| --- | --- | --- | --- |",
-  ]
-  for label, runs in (("all heads", plain), ("best head after epoch 1", collapsed)):
-    cells = []
-    for name, factor in (*((name, 1) for name in PARTS), ("validation_accuracy", 100)):
-      last = factor * curves(runs, name)[:, -1]
-      digits = 1 if factor == 100 else 4
-      cells.append(f"{last.mean():.{digits}f} ± {last.std(ddof=1):.{digits}f}")
-    lines.append(f"| {label} | " + " | ".join(cells) + " |")
-  with_all, with_one = (
-    curves(runs, "validation_loss")[:, -1] for runs in (plain, collapsed)
-  )
-  change = with_one - with_all
-  found = ttest_rel(with_one, with_all).confidence_interval()
-  return [
-    *lines,
-    "",
-    f"Held-out loss with the best head alone less that with all, by seed: "
-    f"{change.mean():+.4f} ± {change.std(ddof=1):.4f} (95 % interval of the mean, by "
-    f"Student's t: {found.low:+.4f} to {found.high:+.4f}).",
-  ]
-
-
-def _draw(plain: list[RunRecords], collapsed: list[RunRecords], path: Path) -> None:
-  figure, axes = pictures.subplots(2)
-  for axis, (name, title) in zip(axes, PARTS.items(), strict=True):
-    for colour, label, runs in (
-      ("C0", "all heads", plain),
-      ("C1", "best head after epoch 1", collapsed),
-    ):
-      losses = curves(runs, name)
-      epochs = np.arange(1, losses.shape[1] + 1)
-      axis.plot(epochs, losses.T, color=colour, linewidth=0.7, alpha=0.4)
-      axis.plot(epochs, losses.mean(axis=0), "o-", color=colour, label=label)
-    axis.axvline(1, color="0.7", linewidth=0.8, linestyle="--")
-    axis.set(xlabel="epoch", ylabel="loss", title=title)
-    axis.xaxis.get_major_locator().set_params(integer=True)
-    axis.legend(fontsize=8)
-  pictures.save(figure, path)
+STUDY = CollapseStudy

@@ -11,20 +11,29 @@ from typing import Annotated
 import numpy as np
 import tyro
 
-from benchmarks.progress import Display
-from benchmarks.results import RunRecords
-from benchmarks.studies import optimizers, pictures
-from benchmarks.studies.arms import Images, Trainer, final_accuracy
-from benchmarks.studies.runner import Arm
-from benchmarks.studies.study import Study
+from benchmarks import pictures
+from benchmarks.methods import FRACTION
+from benchmarks.records import Run
+from benchmarks.studies._study import (
+  LOSSES,
+  Arm,
+  ImageRunner,
+  Images,
+  Source,
+  Study,
+  final_accuracy,
+)
+from benchmarks.tables import markdown, spread
 
 FRACTIONS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
+Runs = dict[tuple[float, float], list[Run]]  # by width and fraction
 
 
 @dataclasses.dataclass(frozen=True)
-class Fraction(Study):
+class FractionStudy(Study[Runs]):
   """Loss and accuracy against the fraction p of the units that learn."""
 
+  name = "fraction"
   images: Annotated[Images, tyro.conf.arg(name="")] = Images(num_train=10_000, epochs=5)
   seeds: int = 3
   """Number of runs of each."""
@@ -39,73 +48,65 @@ class Fraction(Study):
   out: Path = Path("out/studies/fraction")
   """Folder for records, numbers and picture."""
 
-  def measure(self) -> list[str]:
-    """Trains what is missing; writes the picture; returns its numbers."""
-    arms = [
-      Arm(
-        f"p{p:g}-x{width:g}",
-        optimizers.FRACTION,
-        f"fraction-{self.rate:g}",
-        (self.rate, p),
-        network=self.network,
-        width=width,
+  def find(self, source: Source) -> Runs:
+    """Returns runs by width and fraction.
+
+    Args:
+      source: Where all runs come from.
+    """
+    runner = ImageRunner(source, self.images)
+    found: Runs = {}
+    for width in self.widths:
+      for p in self.fractions:
+        name, compiled = f"p{p:g}-x{width:g}", f"fraction-{self.rate:g}"
+        size = {"network": self.network, "width": width}
+        arm = Arm(name, FRACTION, compiled, (self.rate, p), **size)
+        found[width, p] = runner.run([arm], range(self.seeds))
+    return found
+
+  def table(self, found: Runs) -> list[str]:
+    """Returns accuracies by fraction and width.
+
+    Args:
+      found: The runs.
+    """
+    header = ["fraction p", *(f"width {width:g}" for width in self.widths)]
+    rows = []
+    for p in self.fractions:
+      scores = [[final_accuracy(run) for run in found[w, p]] for w in self.widths]
+      rows.append([f"{p:g}", *(spread(values, 1, 100) for values in scores)])
+    text = "Held-out accuracy after the last epoch, %:"
+    return [text, "", *markdown(header, rows)]
+
+  def draw(self, found: Runs, path: Path) -> None:
+    """Draws losses by fraction.
+
+    Args:
+      found: The runs.
+      path: The PNG file.
+    """
+    figure, axes = pictures.subplots(2)
+    for axis, (name, title) in zip(axes, LOSSES.items(), strict=True):
+      for width in self.widths:
+        losses = np.array(
+          [[run.curve(name)[-1] for run in found[width, p]] for p in self.fractions]
+        )
+        axis.errorbar(
+          self.fractions,
+          losses.mean(axis=1),
+          losses.std(axis=1, ddof=1),
+          marker="o",
+          capsize=3,
+          label=f"width {width:g}",
+        )
+      axis.set(
+        xlabel="fraction p of the units that learn",
+        ylabel="loss",
+        title=title,
+        ylim=(0, None),
       )
-      for width in self.widths
-      for p in self.fractions
-    ]
-    with Display() as display:
-      trainer = Trainer("fraction", self.images, self.out, display, used=self.used)
-      runs = trainer.run(arms, range(self.seeds))
-    _draw(runs, self.widths, self.fractions, self.out / "fraction.png")
-    return _table(runs, self.widths, self.fractions)
+      axis.legend()
+    pictures.save(figure, path)
 
 
-def _select(runs: list[RunRecords], width: float, p: float) -> list[RunRecords]:
-  return [
-    run for run in runs if run.config["width"] == width and run.config["rate"][1] == p
-  ]
-
-
-def _table(runs, widths, fractions) -> list[str]:
-  lines = [
-    "Held-out accuracy after the last epoch, %:",
-    "",
-    "| fraction p | " + " | ".join(f"width {width:g}" for width in widths) + " |",
-    "|" + " --- |" * (len(widths) + 1),
-  ]
-  for p in fractions:
-    cells = []
-    for width in widths:
-      scores = [100 * final_accuracy(run) for run in _select(runs, width, p)]
-      cells.append(f"{np.mean(scores):.1f} ± {np.std(scores, ddof=1):.1f}")
-    lines.append(f"| {p:g} | " + " | ".join(cells) + " |")
-  return lines
-
-
-def _draw(runs, widths, fractions, path: Path) -> None:
-  figure, axes = pictures.subplots(2)
-  for axis, part in zip(axes, ("train", "validation"), strict=True):
-    for width in widths:
-      losses = np.array(
-        [
-          [run.epochs[-1][f"{part}_loss"] for run in _select(runs, width, p)]
-          for p in fractions
-        ],
-        float,
-      )
-      axis.errorbar(
-        fractions,
-        losses.mean(axis=1),
-        losses.std(axis=1, ddof=1),
-        marker="o",
-        capsize=3,
-        label=f"width {width:g}",
-      )
-    axis.set(
-      xlabel="fraction p of the units that learn",
-      ylabel="loss",
-      title={"train": "train", "validation": "held-out"}[part],
-      ylim=(0, None),
-    )
-    axis.legend()
-  pictures.save(figure, path)
+STUDY = FractionStudy

@@ -5,7 +5,6 @@ import io
 import os
 import pickle
 import struct
-import sys
 import tarfile
 import tracemalloc
 import zlib
@@ -29,17 +28,16 @@ from imagenet_cases import CLASSES, write_folders, write_shard
 from imagenet_cases import write_parquet as write_imagenet
 from PIL import Image
 
-from benchmarks import cifar10 as command
-from benchmarks import commands
-from benchmarks.data import DataError, cifar10, image_crops, imagenet, load
+from benchmarks import __main__ as command
+from benchmarks.data import DataError, cifar_files, image_crops, image_files, load
 from benchmarks.data.cache import cache_dir
 from benchmarks.data.dataset import check_labels
 from benchmarks.data.files import Bounded, read_file, unzip
+from benchmarks.data.image_batches import load as load_images
 from benchmarks.data.image_crops import decode
-from benchmarks.data.image_stream import load as load_images
-from benchmarks.data.imagenet import Part, find_images
+from benchmarks.data.image_files import Part, find_images
 from benchmarks.data.parquet import Shard
-from benchmarks.data.text import PTB_NAMES, load_text
+from benchmarks.data.text_files import PTB_NAMES, load_text
 
 MEBIBYTE = 2**20
 
@@ -356,7 +354,7 @@ def test_a_sparse_file_in_an_archive_is_refused(size, peak, tmp_path):
 
 def test_an_archives_file_of_any_size_takes_no_memory(peak, tmp_path):
   path = tmp_path / "cifar-10-binary.tar.gz"
-  size = cifar10.MAX_FILE_BYTES + 1
+  size = cifar_files.MAX_FILE_BYTES + 1
   place = "cifar-10-batches-bin/data_batch_1.bin"
   head = member(tarfile.REGTYPE, size=size, name=place).tobuf()
   path.write_bytes(gzip.compress(head + bytes(2**16)))
@@ -368,7 +366,7 @@ def test_an_archives_file_of_any_size_takes_no_memory(peak, tmp_path):
 
 @pytest.mark.parametrize("place", ["readme.html", "a" * 90])
 def test_an_archive_is_read_up_to_a_size(place, peak, tmp_path, monkeypatch):
-  monkeypatch.setattr(cifar10, "MAX_BYTES", 2**20)
+  monkeypatch.setattr(cifar_files, "MAX_BYTES", 2**20)
   path = tmp_path / "cifar-10-binary.tar.gz"
   size = 2**26
   add(path, (member(tarfile.REGTYPE, size=size, name=place), bytes(size)))
@@ -385,7 +383,7 @@ def test_an_archive_of_too_many_files_is_refused(tmp_path):
 
 
 def test_headers_with_endless_names_are_refused(peak, tmp_path, monkeypatch):
-  monkeypatch.setattr(cifar10, "MAX_BYTES", 2**20)
+  monkeypatch.setattr(cifar_files, "MAX_BYTES", 2**20)
   path = tmp_path / "cifar-10-binary.tar.gz"
   head = member(tarfile.GNUTYPE_LONGNAME, size=2**33).tobuf(tarfile.GNU_FORMAT)
   path.write_bytes(gzip.compress(head + bytes(2**24)))
@@ -394,11 +392,17 @@ def test_headers_with_endless_names_are_refused(peak, tmp_path, monkeypatch):
 
 def test_a_command_says_it_in_one_line_and_exits_with_2(tmp_path, monkeypatch, capsys):
   add(tmp_path / "cifar-10-python.tar.gz", (member(tarfile.SYMTYPE, "nowhere"), b""))
-  arguments = ["run", "--data-dir", str(tmp_path)]
-  monkeypatch.setattr(sys, "argv", ["benchmarks.cifar10", *arguments])
+  arguments = [
+    "run",
+    "cifar10",
+    "--out",
+    str(tmp_path / "out"),
+    "--data-dir",
+    str(tmp_path),
+  ]
   before = jax.config.jax_compilation_cache_dir
   with pytest.raises(SystemExit) as stopped:
-    commands.main(command.Run | command.Sweep | commands.Report, command.__doc__)
+    command.main(arguments)
   jax.config.update("jax_compilation_cache_dir", before)
   assert stopped.value.code == 2
   (line,) = capsys.readouterr().err.splitlines()
@@ -572,7 +576,7 @@ def test_a_pickle_of_tuples_in_tuples_is_refused(small, tmp_path):
   refuse(load_small, tmp_path, match="data_batch_1: holds too many")
   content = pickled(b"}N", b"\x85" * 30_000, b"Ns")
   with pytest.raises(DataError, match="too many tuples"):
-    cifar10.PICKLE.parse("file", content, 10_000)
+    cifar_files.PICKLE.parse("file", content, 10_000)
 
 
 @pytest.mark.parametrize("name", BOMBS)
@@ -582,7 +586,7 @@ def test_a_pickle_takes_little_more_memory_than_its_file(name, peak, small, tmp_
   tracemalloc.reset_peak()
   before = tracemalloc.get_traced_memory()[0]
   refuse(load_small, tmp_path, match="data_batch_1: ")
-  assert peak() - before < cifar10.MAX_FILE_BYTES + 16 * MEBIBYTE
+  assert peak() - before < cifar_files.MAX_FILE_BYTES + 16 * MEBIBYTE
 
 
 # Shards of other schemas.
@@ -695,7 +699,7 @@ def test_a_row_group_is_read_up_to_a_size(tmp_path):
 
 
 def test_rows_are_counted_before_labels_are_read(tmp_path, monkeypatch):
-  monkeypatch.setattr(imagenet, "MAX_IMAGES", 39)
+  monkeypatch.setattr(image_files, "MAX_IMAGES", 39)
   monkeypatch.setattr(Shard, "labels", lambda *_: np.zeros(26, np.int32))
   write_imagenet(tmp_path)
   refuse(find_images, "imagenette", tmp_path, match="00001.* 40 train images in the")

@@ -26,12 +26,12 @@ from imagenet_cases import write_folders
 from imagenet_cases import write_parquet as write_imagenet
 from PIL import Image
 
-from benchmarks.data import DataError, cifar10
+from benchmarks.data import DataError, cifar_files
 from benchmarks.data.cache import cache_dir
+from benchmarks.data.image_batches import load as load_images
 from benchmarks.data.image_crops import centre_box, decode
-from benchmarks.data.image_stream import load as load_images
-from benchmarks.data.imagenet import Part, find_images
-from benchmarks.data.text import PTB_NAMES, load_text
+from benchmarks.data.image_files import Part, find_images
+from benchmarks.data.text_files import PTB_NAMES, load_text
 
 pytestmark = pytest.mark.slow
 
@@ -321,7 +321,7 @@ def test_images_within_shards(place_to_write, encoded, damage, width, height):
   folder = place_to_write / "data"
   shards = {f"cifar10/{split}.parquet": file.getvalue() for split in ("train", "test")}
   write_tree(folder, shards)
-  check(lambda folder: cifar10.load(folder, counts=(20, 20)), folder)
+  check(lambda folder: cifar_files.load(folder, counts=(20, 20)), folder)
 
 
 # Files that are whole, but hold something else.
@@ -408,7 +408,7 @@ def test_shards_of_all_schemas(place_to_write, schema):
   folder = place_to_write / "data"
   shards = {f"cifar10/{split}.parquet": file.getvalue() for split in ("train", "test")}
   write_tree(folder, shards)
-  check(lambda folder: cifar10.load(folder, counts=(20, 20)), folder)
+  check(lambda folder: cifar_files.load(folder, counts=(20, 20)), folder)
   shards = {f"{split}.parquet": file.getvalue() for split in ("train", "validation")}
   write_tree(folder, shards)
   check(read_images, folder)

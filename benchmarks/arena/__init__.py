@@ -1,1 +1,0 @@
-"""Many small tasks, on which optimizers meet at their defaults."""

@@ -1,0 +1,593 @@
+"""Every optimizer of the benchmarks: its name, its settings, and the rates it tries.
+
+To add one, add an entry to `METHODS`; to let it take part in the arena, add its name to
+`ARENA`.
+"""
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import alrao_jax
+from alrao_jax import alrao
+
+PyTree = Any
+
+SGD_RATES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # the papers'
+SGD_HALF_DECADES = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)
+ADAM_HALF_DECADES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+
+
+class Setting(NamedTuple):
+  """What an optimizer may depend on.
+
+  Attributes:
+    key: Random key.
+    rate: Learning rate, or what else the optimizer takes; None if it takes none.
+    num_steps: Number of steps, if a run goes to its maximum of epochs.
+    has_batch_norm: Whether the network has batch normalisation.
+  """
+
+  key: jax.Array
+  rate: Any
+  num_steps: int
+  has_batch_norm: bool
+
+
+class Method(NamedTuple):
+  """An optimizer, and the rates that it tries.
+
+  Attributes:
+    name: Its name in records and on the command line.
+    label: Its name in tables.
+    source: Where its settings come from.
+    make: Returns the transformation. Key and rate are in its state, so that one program
+      runs all of them.
+    rates: The learning rates that a sweep tries, or what else a study varies; empty if
+      it takes none.
+    has_heads: Whether the network needs Alrao's heads.
+    averaged_params: Function of (opt_state, params) that returns the parameters to
+      evaluate, where these are not those that train.
+    num_heads: How many heads it has, where it has heads and no option says otherwise.
+  """
+
+  name: str
+  label: str
+  source: str
+  make: Callable[[Setting], optax.GradientTransformation]
+  rates: tuple[Any, ...] = ()
+  has_heads: bool = False
+  averaged_params: Callable[[optax.OptState, PyTree], PyTree] | None = None
+  num_heads: int = 10
+
+  @property
+  def takes_rate(self) -> bool:
+    """Whether it has a learning rate to choose."""
+    return bool(self.rates)
+
+  def log_weights(self, opt_state: optax.OptState) -> jax.Array:
+    """Returns the heads' posterior in logarithms, (num_heads,), else (0,).
+
+    Args:
+      opt_state: State of the transformation, alone or within others.
+    """
+    return alrao_jax.log_weights(opt_state) if self.has_heads else jnp.zeros(0)
+
+
+class PolynomialAveragingState(NamedTuple):
+  """State of `with_polynomial_averaging`.
+
+  Attributes:
+    average: Like the parameters.
+    count: Number of steps.
+    inner: State of the optimizer.
+  """
+
+  average: PyTree
+  count: jax.Array
+  inner: optax.OptState
+
+
+def with_polynomial_averaging(
+  inner: optax.GradientTransformation, gamma: float = 8.0
+) -> optax.GradientTransformation:
+  r"""Keeps an average of the parameters in which later ones weigh more.
+
+  .. math::
+    \bar x_t = \left(1 - \frac{1 + \gamma}{t + \gamma}\right) \bar x_{t - 1}
+      + \frac{1 + \gamma}{t + \gamma} x_t
+
+  Args:
+    inner: The optimizer, whose updates pass through. The average is in the state,
+      `PolynomialAveragingState.average`.
+    gamma: At least 0, where 0 gives every step the same weight.
+
+  Example:
+    >>> import jax.numpy as jnp, optax
+    >>> averaging = with_polynomial_averaging(optax.sgd(1.0), gamma=0.0)
+    >>> params = jnp.zeros([])
+    >>> state = averaging.init(params)
+    >>> for _ in range(2):  # x = -1, then -2
+    ...   updates, state = averaging.update(jnp.ones([]), state, params)
+    ...   params = optax.apply_updates(params, updates)
+    >>> float(state.average)
+    -1.5
+
+  Reference:
+    Shamir and Zhang, arXiv 1212.1824, in the form of Levy et al.'s and DoG's
+    code.
+  """
+
+  def init_fn(params):
+    return PolynomialAveragingState(
+      params, jnp.zeros([], jnp.int32), inner.init(params)
+    )
+
+  def update_fn(updates, state, params: Any = None):
+    updates, inner_state = inner.update(updates, state.inner, params)
+    count = jnp.asarray(optax.safe_increment(state.count))
+    weight = (1 + gamma) / (count.astype(jnp.float32) + gamma)
+    average = jax.tree.map(
+      lambda old, new: old + weight.astype(old.dtype) * (new - old),
+      state.average,
+      optax.apply_updates(params, updates),
+    )
+    return updates, PolynomialAveragingState(average, count, inner_state)
+
+  return optax.GradientTransformation(init_fn, update_fn)
+
+
+def _cosine(setting: Setting, start: float) -> optax.Schedule:
+  return optax.cosine_decay_schedule(start, setting.num_steps)
+
+
+def _tuned_sgd(setting: Setting) -> optax.GradientTransformation:
+  return optax.chain(
+    optax.add_decayed_weights(5e-4),
+    optax.sgd(_cosine(setting, 0.1), momentum=0.9),
+  )
+
+
+def _dog(setting: Setting) -> optax.GradientTransformation:
+  init_step = ("heuristic", 1e-4 if setting.has_batch_norm else 1e-6)
+  return with_polynomial_averaging(optax.contrib.dog(init_step=init_step))
+
+
+def _sgd(setting: Setting) -> optax.GradientTransformation:
+  return optax.inject_hyperparams(optax.sgd)(setting.rate)
+
+
+def _adam(setting: Setting) -> optax.GradientTransformation:
+  return optax.inject_hyperparams(optax.adam)(setting.rate)
+
+
+_ALL = (
+  Method(
+    "alrao",
+    label="Alrao",
+    source="arXiv 1810.01322, experiments: interval [1e-5, 10], 10 heads.",
+    make=lambda setting: alrao(setting.key),
+    has_heads=True,
+  ),
+  Method(
+    "alrao_adam",
+    label="Alrao on Adam",
+    source="arXiv 1810.01322, appendix on Adam: interval [1e-6, 1]; Adam's betas.",
+    make=lambda setting: alrao(setting.key, optax.scale_by_adam(), 1e-6, 1.0),
+    has_heads=True,
+  ),
+  Method(
+    "alrao_momentum",
+    label="Alrao with momentum",
+    source="Alrao's interval; momentum 0.9, as in the tuned recipe.",
+    make=lambda setting: alrao(setting.key, optax.trace(0.9)),
+    has_heads=True,
+  ),
+  Method(
+    "alrao_cosine",
+    label="Alrao with a schedule",
+    source="Alrao's interval; all rates times a cosine from 1 to 0 over all epochs.",
+    make=lambda setting: alrao(setting.key, schedule=_cosine(setting, 1.0)),
+    has_heads=True,
+  ),
+  Method(
+    "alrao_fast",
+    label="Alrao, [1e-3, 100]",
+    source="arXiv 1810.01322, first version, Penn Treebank: interval [1e-3, 100], 6 "
+    "heads.",
+    make=lambda setting: alrao(setting.key, None, 1e-3, 100.0),
+    has_heads=True,
+    num_heads=6,
+  ),
+  Method(
+    "alrao_guard",
+    label="Alrao, guarded",
+    source="Alrao's interval; defaults of alrao_jax.guard.",
+    make=lambda setting: alrao(setting.key, guard=alrao_jax.guard()),
+    has_heads=True,
+  ),
+  Method(
+    "schedule_free_alrao",
+    label="Schedule-free Alrao",
+    source="Defaults of alrao_jax.schedule_free_alrao, found on four other tasks "
+    "(docs/recipe.md); evaluated at its averaged weights.",
+    make=lambda setting: alrao_jax.schedule_free_alrao(setting.key),
+    has_heads=True,
+    averaged_params=alrao_jax.eval_params,
+  ),
+  Method(
+    "sgd",
+    label="SGD",
+    source="arXiv 1810.01322, experiments: rates 1e-5, 1e-4, ..., 10, no momentum.",
+    make=_sgd,
+    rates=SGD_RATES,
+  ),
+  Method(
+    "sgd_rates",
+    label="SGD, best of 7 rates",
+    source="No momentum; rates in half decades.",
+    make=_sgd,
+    rates=SGD_HALF_DECADES,
+  ),
+  Method(
+    "sgd_momentum",
+    label="SGD with momentum",
+    source="SGD's rates; momentum 0.9.",
+    make=lambda setting: optax.inject_hyperparams(optax.sgd, static_args="momentum")(
+      setting.rate, momentum=0.9
+    ),
+    rates=SGD_RATES,
+  ),
+  Method(
+    "adam",
+    label="Adam",
+    source="Kingma and Ba, arXiv 1412.6980, algorithm 1: rate 1e-3; as in the papers.",
+    make=lambda setting: optax.adam(1e-3),
+  ),
+  Method(
+    "adam_rates",
+    label="Adam, best of 7 rates",
+    source="Adam's betas; rates in half decades.",
+    make=_adam,
+    rates=ADAM_HALF_DECADES,
+  ),
+  Method(
+    "adamw",
+    label="AdamW",
+    source="Adam's rate 1e-3; weight decay 1e-4, the default of optax.adamw.",
+    make=lambda setting: optax.adamw(1e-3),
+  ),
+  Method(
+    "adamw_rates",
+    label="AdamW",
+    source="SGD's rates; weight decay 1e-4, the default of optax.adamw.",
+    make=lambda setting: optax.inject_hyperparams(optax.adamw)(setting.rate),
+    rates=SGD_RATES,
+  ),
+  Method(
+    "sgd_tuned",
+    label="SGD, tuned recipe",
+    source="Not free of tuning: rate .1, momentum .9, cosine to 0 over all epochs, "
+    "weight decay 5e-4, a recipe tuned by many for CIFAR-10 "
+    "(github.com/kuangliu/pytorch-cifar, main.py).",
+    make=_tuned_sgd,
+  ),
+  Method(
+    "prodigy",
+    label="Prodigy",
+    source="Defaults of optax.contrib.prodigy (arXiv 2306.06101), no schedule.",
+    make=lambda setting: optax.contrib.prodigy(),
+  ),
+  Method(
+    "dadapt_adamw",
+    label="D-Adaptation AdamW",
+    source="Defaults of optax.contrib.dadapt_adamw (arXiv 2301.07733), no schedule.",
+    make=lambda setting: optax.contrib.dadapt_adamw(),
+  ),
+  Method(
+    "schedule_free_adamw",
+    label="Schedule-free AdamW",
+    source="Defaults of optax.contrib.schedule_free_adamw (rate 0.0025, no warm-up; "
+    "arXiv 2405.15682); evaluated at its averaged weights.",
+    make=lambda setting: optax.contrib.schedule_free_adamw(),
+    averaged_params=optax.contrib.schedule_free_eval_params,
+  ),
+  Method(
+    "dowg",
+    label="DoWG",
+    source="Defaults of optax.contrib.dowg (arXiv 2305.16284).",
+    make=lambda setting: optax.contrib.dowg(),
+  ),
+  Method(
+    "dog",
+    label="DoG",
+    source="Defaults of optax.contrib.dog (arXiv 2302.12022), with the first step it "
+    "suggests: 1e-4 with batch normalisation, else 1e-6; evaluated at averaged "
+    "weights, polynomial with gamma 8, as its authors recommend.",
+    make=_dog,
+    averaged_params=lambda opt_state, params: opt_state.average,
+  ),
+  Method(
+    "mechanize_adam",
+    label="Mechanic on Adam",
+    source="Defaults of optax.contrib.mechanize (arXiv 2306.00144) on optax.adam(1.0), "
+    "the base rate of its documentation.",
+    make=lambda setting: optax.contrib.mechanize(optax.adam(1.0)),
+  ),
+)
+
+METHODS: dict[str, Method] = {method.name: method for method in _ALL}
+
+# Those with nothing tuned for the data set, which Alrao stands beside.
+PEERS = (
+  "adamw",
+  "prodigy",
+  "dadapt_adamw",
+  "schedule_free_adamw",
+  "dowg",
+  "dog",
+  "mechanize_adam",
+)
+
+# The arena's: the recipe, Alrao, their peers, and two that are tuned.
+ARENA = ("schedule_free_alrao", "alrao", *PEERS, "sgd_rates", "adam_rates")
+
+# Those of the tables of images.
+IMAGE_METHODS = (
+  "alrao",
+  "alrao_adam",
+  "alrao_momentum",
+  "alrao_cosine",
+  "sgd",
+  "adam",
+  "adamw",
+  "sgd_tuned",
+  *PEERS[1:],
+)
+
+if TYPE_CHECKING:
+  MethodName = str
+else:
+  MethodName = Literal[tuple(METHODS)]  # what the command line accepts
+
+
+# What the studies vary, given as `rate`: one program, compiled once, trains all
+# intervals, or all shares of units that learn.
+
+
+def _inject(setting: Setting, base: Any, low: Any, high: Any, **options: Any):
+  """Alrao with the bounds of its interval in its state."""
+  inject = optax.inject_hyperparams(alrao, static_args=("key", "base"))
+  bounds = {"min_learning_rate": low, "max_learning_rate": high}
+  return inject(setting.key, base=base, **bounds, **options)
+
+
+def _interval(base: optax.GradientTransformation | None = None, **options: Any):
+  def make(setting: Setting) -> optax.GradientTransformation:
+    return _inject(setting, base, *setting.rate, **options)
+
+  return make
+
+
+def _fraction(setting: Setting) -> optax.GradientTransformation:
+  """Plain SGD of the output layer, and of a random fraction of the units below it."""
+  rate, fraction = setting.rate
+
+  def body(key, fraction):
+    law = alrao_jax.bernoulli(rate, fraction)
+    return alrao_jax.scale_by_unit_rates(key, distribution=law)
+
+  return optax.partition(
+    {
+      "body": optax.inject_hyperparams(body, static_args="key")(
+        setting.key, fraction=fraction
+      ),
+      "output": optax.sgd(rate),
+    },
+    lambda params: {
+      name: jax.tree.map(lambda _, name=name: name, part)
+      for name, part in params.items()
+    },
+  )
+
+
+def averaging(law: alrao_jax.Averaging) -> Method:
+  """Returns Alrao with another averaging of its heads.
+
+  Args:
+    law: The averaging.
+  """
+  return ALRAO._replace(
+    source="the papers' interval and number of heads",
+    make=lambda setting: alrao(setting.key, averaging=law),
+  )
+
+
+def guarded(guard: alrao_jax.Guard | None) -> Method:
+  """Returns Alrao with the interval, a pair, as its `rate`, and with a guard.
+
+  Args:
+    guard: The guard; None for none.
+  """
+  return ALRAO._replace(make=_interval(guard=guard))
+
+
+def upper(
+  min_learning_rate: float, granularity: Literal["per_unit", "per_weight"]
+) -> Method:
+  """Returns Alrao with the upper bound of the interval as its `rate`.
+
+  Args:
+    min_learning_rate: The lower bound.
+    granularity: What has a rate of its own.
+  """
+
+  def make(setting: Setting) -> optax.GradientTransformation:
+    low, high = min_learning_rate, setting.rate
+    overrides = (("", "per_weight"),) if granularity == "per_weight" else ()
+    return _inject(setting, None, low, high, units=alrao_jax.UnitOptions(overrides))
+
+  return ALRAO._replace(make=make)
+
+
+class RedrawnState(NamedTuple):
+  """State of `redrawn`.
+
+  Attributes:
+    key: Data of the key for the next draw.
+    inner: State of Alrao, with the rates of the last step.
+  """
+
+  key: jax.Array
+  inner: optax.OptState
+
+
+def redrawn(key: jax.Array) -> optax.GradientTransformationExtraArgs:
+  """Alrao whose units draw their rates anew at every step; the heads keep theirs.
+
+  It amounts to SGD at the mean rate, the papers' control experiment.
+
+  Args:
+    key: Random key.
+
+  Example:
+    >>> import jax, jax.numpy as jnp
+    >>> heads = {"alrao_heads": {"kernel": jnp.ones((3, 4, 2))}}
+    >>> params = {"dense": {"kernel": jnp.ones((5, 4))}, "out": heads}
+    >>> optimizer = redrawn(jax.random.key(0))
+    >>> state, kernels = optimizer.init(params), []
+    >>> for _ in range(2):
+    ...   updates, state = optimizer.update(
+    ...     params, state, params, head_log_likelihoods=jnp.zeros(3))
+    ...   kernels.append(updates["dense"]["kernel"])
+    >>> bool((kernels[0] != kernels[1]).all())
+    True
+  """
+  optimizer = alrao(key)
+
+  def is_rates(node):
+    return isinstance(node, alrao_jax.ScaleByUnitRatesState)
+
+  def init(params):
+    return RedrawnState(jnp.array(jax.random.key_data(key)), optimizer.init(params))
+
+  def update(updates, state, params=None, **extra_args):
+    now, later = jax.random.split(jax.random.wrap_key_data(state.key))
+    drawn = alrao(now).init(updates if params is None else params)
+    inner = jax.tree.map(
+      lambda old, new: old._replace(quantiles=new.quantiles) if is_rates(old) else old,
+      state.inner,
+      drawn,
+      is_leaf=is_rates,
+    )
+    updates, inner = optimizer.update(updates, inner, params, **extra_args)
+    return updates, RedrawnState(jax.random.key_data(later), inner)
+
+  return optax.GradientTransformationExtraArgs(init, update)
+
+
+class UnitMomentumState(NamedTuple):
+  """State of `unit_momentum`.
+
+  Attributes:
+    mean: Running mean of the updates, like the parameters.
+    shares: State of the units' shares.
+  """
+
+  mean: Any
+  shares: Any
+
+
+def unit_momentum(
+  key: jax.Array, low: float = 1e-3, high: float = 1.0
+) -> optax.GradientTransformation:
+  r"""Running means of the gradients in which every unit draws its own decay.
+
+  .. math:: m_t = m_{t - 1} + (1 - \beta) (g_t - m_{t - 1})
+
+  A unit's share :math:`1 - \beta` is drawn once, log-uniformly from an interval, as
+  Alrao draws its rates. The mean, not the sum, of the past updates keeps apart what the
+  decay does and what a larger rate would do. Heads are without momentum.
+
+  Args:
+    key: JAX random key, another one than that of the rates.
+    low: Positive; least share, of the longest memory.
+    high: At most 1, which is no memory.
+
+  Returns:
+    A transformation of gradients into their running means, of the same sign: what
+    follows it, such as Alrao's rates, makes a descent of them.
+
+  Example:
+    >>> import jax, jax.numpy as jnp
+    >>> params = {"kernel": jnp.ones((2, 3))}
+    >>> momentum = unit_momentum(jax.random.key(0), 0.25, 0.25)
+    >>> updates, _ = momentum.update(params, momentum.init(params), params)
+    >>> print(updates["kernel"][0])
+    [0.25 0.25 0.25]
+  """
+  shares = alrao_jax.scale_by_unit_rates(
+    key,
+    1.0,  # the heads' share
+    1.0,
+    distribution=alrao_jax.log_uniform(low, high),
+    flip_sign=False,
+  )
+
+  def init(params):
+    return UnitMomentumState(optax.tree.zeros_like(params), shares.init(params))
+
+  def update(updates, state, params=None):
+    change = optax.tree.sub(updates, state.mean)
+    change, shares_state = shares.update(change, state.shares, params)
+    mean = optax.tree.add(state.mean, change)
+    return mean, UnitMomentumState(mean, shares_state)
+
+  return optax.GradientTransformation(init, update)
+
+
+def with_unit_momentum(low: float, high: float) -> Method:
+  """Returns Alrao with `unit_momentum`.
+
+  Args:
+    low: Least share of the newest update.
+    high: Greatest.
+  """
+
+  def make(setting: Setting) -> optax.GradientTransformation:
+    key = jax.random.fold_in(setting.key, 1)
+    return alrao(setting.key, unit_momentum(key, low, high))
+
+  return ALRAO._replace(make=make)
+
+
+def _equal_heads(setting: Setting) -> optax.GradientTransformation:
+  adam = METHODS["adam"].make(setting)
+  return optax.chain(alrao_jax.drop_diverged(), adam, alrao_jax.track_heads())
+
+
+def _units_at(rate: float):
+  """All units at one rate, with Alrao's heads."""
+  law = alrao_jax.log_uniform(rate, rate)
+  return lambda setting: alrao(setting.key, distribution=law)
+
+
+# Mean of a log-uniform rate on Alrao's interval.
+MEAN_RATE = (10.0 - 1e-5) / math.log(10.0 / 1e-5)
+
+SGD = METHODS["sgd"]
+ALRAO = METHODS["alrao"]
+# `rate` is the interval, a pair.
+ALRAO_INTERVAL = ALRAO._replace(make=_interval())
+ALRAO_MOMENTUM_INTERVAL = ALRAO._replace(make=_interval(optax.trace(0.9)))
+ALRAO_ADAM_INTERVAL = ALRAO._replace(make=_interval(optax.scale_by_adam()))
+ADAM = METHODS["adam"]._replace(make=_adam)
+# `rate` is the rate and the fraction of the units that learn, a pair.
+FRACTION = SGD._replace(make=_fraction)
+ADAM_EQUAL_HEADS = ALRAO._replace(label="Adam", make=_equal_heads)
+REDRAWN = ALRAO._replace(make=lambda setting: redrawn(setting.key))
+UNITS_AT_MEAN_RATE = ALRAO._replace(make=_units_at(MEAN_RATE))

@@ -1,1 +1,0 @@
-"""The search for a recipe: Alrao with parts that the papers have not."""
