@@ -361,6 +361,7 @@ keras(
   gru/gru_cell/recurrent_kernel 4,12 -> 1 x3
   gru/gru_cell/bias 2,12 -> 1 x3
   """,
+  how="jacobian",
 )
 keras(
   "layers.GRU (reset_after, two inputs)",
@@ -369,6 +370,7 @@ keras(
   gru/gru_cell/recurrent_kernel 4,12 -> 1 x3
   gru/gru_cell/bias 2,12 -> 1 x3
   """,
+  how="jacobian",
 )
 keras(
   "layers.GRU (reset_after=False)",
@@ -385,6 +387,7 @@ keras(
   lstm/lstm_cell/recurrent_kernel 4,16 -> 1 x4
   lstm/lstm_cell/bias 16 -> 0 x4
   """,
+  how="jacobian",
 )
 keras(
   "layers.SimpleRNN",
@@ -393,6 +396,7 @@ keras(
   simple_rnn/simple_rnn_cell/recurrent_kernel 4,4 -> 1
   simple_rnn/simple_rnn_cell/bias 4 -> 0
   """,
+  how="jacobian",
 )
 keras(
   "layers.Bidirectional(LSTM)",
@@ -443,12 +447,14 @@ keras(
   conv2d_transpose/kernel 3,3,4,4 -> 2
   conv2d_transpose/bias 4 -> 0
   """,
+  how="jacobian",
 )
 keras(
   "layers.Conv2DTranspose (no bias)",
   """
   conv2d_transpose/kernel 3,3,5,4 -> 2
   """,
+  how="jacobian",
 )
 keras(
   "layers.Conv1DTranspose",
@@ -456,6 +462,7 @@ keras(
   conv1d_transpose/kernel 3,5,4 -> 1
   conv1d_transpose/bias 5 -> 0
   """,
+  how="jacobian",
 )
 keras(
   "layers.DepthwiseConv2D",
@@ -463,6 +470,7 @@ keras(
   depthwise_conv2d/kernel 2,2,4,1 -> 2,3
   depthwise_conv2d/bias 4 -> 0
   """,
+  how="jacobian",
 )
 keras(
   "layers.DepthwiseConv2D (depth_multiplier=2)",
@@ -470,6 +478,7 @@ keras(
   depthwise_conv2d/kernel 2,2,4,2 -> 2,3
   depthwise_conv2d/bias 8 -> 0
   """,
+  how="jacobian",
 )
 keras(
   "layers.DepthwiseConv2D (no bias)",
@@ -527,6 +536,7 @@ keras(
   """
   p_re_lu/alpha 1,1,4 -> 2
   """,
+  how="jacobian",
 )
 
 # --- Haiku
