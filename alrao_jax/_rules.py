@@ -281,7 +281,7 @@ def cell_leaves(
   return found
 
 
-_LSTM = re.compile(r"(^|[/_])(lstm|core|cell)(_\d+)?$")
+_LSTM = re.compile(r"(^|/)(core|cell|(\w*_)?lstm)(_\d+)?$")
 
 
 _VANILLA = re.compile(r"(^|/)(vanilla_rnn|core)(_\d+)?$")

@@ -43,7 +43,8 @@ class UnitOptions:
       ``"frozen"`` is for heads too. ``(("", "per_weight"),)`` gives each single weight
       its own rate, for studies: the papers' appendix E finds it inferior, and it costs
       one float a weight.
-    strict: Whether a parameter that no rule knows is an error.
+    strict: Whether a parameter that no rule knows is an error, and a tie that nothing
+      settles, but that of a square ``kernel``, which Flax has last.
     unit_axis: ``"last"``, or ``"first"`` for trees with units on axis 0 (Equinox).
 
   Raises:
@@ -120,7 +121,7 @@ def unit_specs(params: Any, units: UnitOptions = UnitOptions()) -> dict[str, Uni
     TypeError: A leaf is no array of a floating dtype, ``units`` no options.
     ValueError: An override matches nothing or doesn't fit; a bias fits no axes of its
       kernel, or several; gates don't divide; members of a group have different unit
-      shapes; with ``strict``, no rule knows a leaf.
+      shapes; with ``strict``, no rule knows a leaf, or nothing settles a tie.
 
   Example:
     >>> import jax.numpy as jnp

@@ -78,5 +78,5 @@ def _own_parameters(layer: Any) -> dict[str, Known]:
   return {
     name: Known(tuple(array.shape[array.ndim - rank :]), axes)
     for name, (array, rank, axes) in inner.items()
-    if hasattr(array, "shape")  # wrappers of weights are left to the rules
+    if array is not None and hasattr(array, "shape")  # not a wrapper of a weight
   }

@@ -21,8 +21,9 @@ X, LINE, IMAGE = ramp(2, 3), ramp(2, 5, 4), ramp(2, 5, 5, 4)
 STATE, CARRY = ramp(2, 4), (ramp(2, 4), 0.5 * ramp(2, 4))
 LAST = {"": (-1,)}
 
-# A GRU that resets before its recurrent product is left out: by its reset gate, every
-# unit feeds all others. Layers, what they are called with, and which axes of their outputs are units.
+# Layers, what they are called with, and which axes of their outputs are units. A GRU
+# that resets before its recurrent product is left out: by its reset gate, every unit
+# feeds all others.
 CASES = {
   "Dense": (lambda: layers.Dense(4), (X,), LAST),
   "Conv2D": (lambda: layers.Conv2D(4, 3), (IMAGE,), LAST),
