@@ -16,6 +16,7 @@ so their units are known without a bias.
 import math
 import operator
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -59,6 +60,9 @@ class UnitSpec:
     decides: Who decides the shape of a group's units. 2: members of cells and of groups
       given by name, which must agree. 1: kernels. 0: all that follow, and share among
       themselves only if they agree.
+    ties: The choices of axes that fit as well as ``axes`` and were not taken.
+    flat: Whether a kernel's units are several axes, and its bias's one, or the other
+      way round: the same units, counted in the same order.
   """
 
   path: str
@@ -71,6 +75,8 @@ class UnitSpec:
   rule: str = ""
   of_heads: bool = False
   decides: int = 0
+  ties: tuple[Shape, ...] = ()
+  flat: bool = False
 
   @property
   def unit_shape(self) -> Shape:
@@ -90,7 +96,7 @@ Override = tuple[str, tuple[int, ...] | Units | str]
 # --- What the rules ask of a tree
 
 
-KERNELS = ("kernel", "w", "weight")
+KERNELS = ("kernel", "w", "weight", "weights")
 
 
 BIASES = ("bias", "b")
@@ -162,10 +168,89 @@ def children_of(paths: Iterable[str]) -> dict[str, dict[str, str]]:
   return children
 
 
+_WRAPPERS = re.compile(r"(/args/\d+|/data_array|/_w)+$")
+
+
+_PREFIXED = re.compile(r"^(.+)_(kernel|weights?|w|bias|b)$")
+
+
+_NUMBERED = re.compile(r"^(kernel|weights?|w|bias|b)_?(\d+)$", re.IGNORECASE)
+
+
+def plain_paths(shapes: Mapping[str, Shape]) -> dict[str, str]:
+  """The paths without the steps that say how a package keeps an array.
+
+  A wrapper's own steps are left out: ``weight/args/1`` and ``weight/weight`` (paramax,
+  flowjax), ``data_array`` (penzai), ``weight/_w`` (quax). penzai's ``Linear.weights``
+  is ``weights``, and its ``key.weights`` is ``key/weights``. Layers that keep several
+  kernels, each with its bias (``in_kernel``, ``in_bias``; ``w1``, ``b1``), are taken
+  apart. A tuple of exactly a kernel and a vector as long as its last axis (stax,
+  numpyro) is a layer.
+
+  Args:
+    shapes: The shapes of a tree's parameters by path.
+
+  Returns:
+    The plain path of each path, its own where two would be the same.
+
+  Example:
+    >>> plain_paths({"dense/weight/args/1": (3, 5), "dense/bias": (3,)})
+    {'dense/weight/args/1': 'dense/weight', 'dense/bias': 'dense/bias'}
+  """
+  plain = {path: _unwrapped(path) for path in shapes}
+  for node, children in children_of(shapes).items():
+    if children.keys() == {"0", "1"}:
+      paths = [join(node, name) for name in ("0", "1")]
+      kernel, bias = (shapes.get(path, ()) for path in paths)
+      if (
+        len(kernel) >= 2
+        and len(bias) in (1, len(kernel))
+        and _sizes(bias) == kernel[-1:]
+      ):
+        plain |= {paths[0]: join(node, "kernel"), paths[1]: join(node, "bias")}
+  names: dict[str, set[str]] = {}
+  layers = {path: layer for path in plain if (layer := _layer_of(plain[path]))}
+  for layer, name in layers.values():
+    names.setdefault(layer, set()).add(name)
+  for path, (layer, name) in layers.items():
+    if not names[layer].isdisjoint(KERNELS) and not names[layer].isdisjoint(BIASES):
+      plain[path] = join(layer, name)
+  counts = Counter(plain.values())
+  return {path: p if counts[p] == 1 else path for path, p in plain.items()}
+
+
+def _layer_of(path: str) -> tuple[str, str] | None:
+  """The layer and the plain name of what is called ``in_kernel`` or ``b1``."""
+  node, name = _split(path)
+  if match := _PREFIXED.match(name):
+    return join(node, match[1]), match[2]
+  if match := _NUMBERED.match(name):
+    return join(node, match[2]), match[1].lower()
+  return None
+
+
+def _unwrapped(path: str) -> str:
+  """A path without a wrapper's steps."""
+  path = _WRAPPERS.sub("", path)
+  node, name = _split(path)
+  if node.rpartition("/")[2] == name and name in KERNELS:
+    path = node
+  owner, _, attribute = name.rpartition(".")
+  if "." in name and attribute in (*KERNELS, *BIASES, "embeddings"):
+    path = join(node, "" if owner in ("Linear", "AddBias") else owner, attribute)
+  return path
+
+
+def _split(path: str) -> tuple[str, str]:
+  """A parameter's layer and its own name."""
+  node, _, name = path.rpartition("/")
+  return node, name
+
+
 def cell_leaves(
   shapes: Mapping[str, Shape], children: Mapping[str, Mapping[str, str]]
 ) -> dict[str, CellLeaf]:
-  """Finds the parameters of the recurrent cells of linen, nnx, haiku and equinox."""
+  """Finds the parameters of recurrent cells, by names and by how their shapes fit."""
   found: dict[str, CellLeaf] = {}
   for node, names in children.items():
     for gates in _GATES:
@@ -175,14 +260,31 @@ def cell_leaves(
       if names.keys() >= set(pair):
         found.update(_paired(shapes, node, [names[n] for n in pair], len(names) == 2))
     for bare in _BARE:
-      if names.keys() >= set(bare[:2]):
+      # A perceptron of bare matrices has `w_o` and more biases than haiku's GRU.
+      alone = bare != _BARE[0] or names.keys() <= set(bare)
+      if names.keys() >= set(bare[:2]) and alone:
         found.update(_bare(shapes, node, bare))
     # haiku's layers have general names, so the cell's own must help.
-    if re.search(r"(^|/)vanilla_rnn(_\d+)?$", node) and "linear_1" in names:
+    if "linear_1" in names and _VANILLA.search(node):
       found.update(_paired(shapes, node, ["linear", "linear_1"], True))
-    if re.search(r"(^|/)lstm(_\d+)?$", node) and names.keys() == {"linear"}:
+    if names.keys() == {"linear"} and _LSTM.search(node):
       found.update(_joint(shapes, join(node, "linear"), node))
+    # NetKet's fused cells.
+    if names.keys() == {"kernel", "bias"} and re.search(r"(lstm|/cell)(_\d+)?$", node):
+      found.update(_joint(shapes, node, node))
+    if names.keys() >= {"rz", "n"}:
+      found.update(_reset_and_new(shapes, node, [names["rz"], names["n"]]))
+    if "recurrent_kernel" in names and "kernel" in names:
+      found.update(_keras(shapes, node))
+    found.update(_by_letters(shapes, node, names))
+    found.update(_fused(shapes, node, names))
   return found
+
+
+_LSTM = re.compile(r"(^|/)(core|cell|(\w*_)?lstm)(_\d+)?$")
+
+
+_VANILLA = re.compile(r"(^|/)(vanilla_rnn|core)(_\d+)?$")
 
 
 def _gated(shapes, node, names):
@@ -212,11 +314,107 @@ def _paired(shapes, node, names, alone):
 
 
 def _joint(shapes, layer, node):
-  """The LSTM of haiku: one layer from inputs and hidden units to the four gates."""
-  shape = shapes.get(join(layer, "w"), ())
+  """One layer from inputs and hidden units to the four gates of an LSTM."""
+  kernel = first_below(shapes, layer, KERNELS)
+  shape = shapes[kernel] if kernel else ()
   if len(shape) != 2 or shape[1] % 4 or shape[0] <= shape[1] // 4:
     return {}
   return _cell(shapes, node, [layer], shape[1] // 4, stack=0)
+
+
+def _reset_and_new(shapes, node, names):
+  """NetKet's GRU: a layer to two gates, and one to the new hidden units."""
+  layers = [join(node, name) for name in names]
+  kernels = [shapes.get(first_below(shapes, layer, KERNELS), ()) for layer in layers]
+  gates, new = kernels
+  if not len(gates) == len(new) == 2 or gates != (new[0], 2 * new[1]):
+    return {}
+  return _cell(shapes, node, layers, new[1], stack=0)
+
+
+def _keras(shapes, node):
+  """Keras's cells: a kernel and a recurrent one; a GRU has both biases in one."""
+  kernel, recurrent = join(node, "kernel"), join(node, "recurrent_kernel")
+  inputs, shape = shapes.get(kernel, ()), shapes.get(recurrent, ())
+  if not len(inputs) == len(shape) >= 2 or inputs[-1] != shape[-1]:
+    return {}
+  if shape[-2] == 0 or shape[-1] % shape[-2]:
+    return {}
+  paths = [kernel, recurrent, join(node, "bias")]
+  return {
+    path: CellLeaf((len(shapes[path]) - 1,), node, shape[-2])
+    for path in paths
+    if path in shapes
+  }
+
+
+_LETTERS = re.compile(r"^[wu]_([a-z]{1,2})$", re.IGNORECASE)
+
+
+def _by_letters(shapes, node, names):
+  """A cell of bare matrices, each named by where it leads from: ``w_hh``, ``w_ih``.
+
+  A matrix from hidden units is square and its name ends with h; one from inputs has as
+  many units. Those of the gates (``w_fh``, ``w_fi``) and their biases (``b_f``) follow.
+  """
+  paths = {name: join(node, own) for name, own in names.items()}
+  leaves = {name: shapes[path] for name, path in paths.items() if path in shapes}
+  letters = {n: m[1].lower() for n in leaves if (m := _LETTERS.match(n))}
+  recurrent = {
+    leaves[n]
+    for n, found in letters.items()
+    if found[1:] == "h" and len(set(leaves[n])) == 1 and len(leaves[n]) <= 2
+  }
+  if not recurrent or len({shape[0] for shape in recurrent}) > 1:
+    return {}
+  (hidden,) = {shape[0] for shape in recurrent}
+  inputs = [
+    leaves[n]
+    for n, found in letters.items()
+    if found in ("ih", "xh", "in") or found[1:] in ("i", "x")
+    if len(leaves[n]) == 2 and hidden in leaves[n]
+  ]
+  if not inputs:
+    return {}
+  wide = [shape for shape in inputs if shape[0] != shape[1]]
+  axis = wide[0].index(hidden) if wide else 0 if shapes.units_first else 1
+  found = {}
+  for name, shape in leaves.items():
+    if len(shape) == 2 and name in letters and shape[axis] == hidden:
+      found[paths[name]] = CellLeaf((axis,), node, hidden)
+    elif shape == (hidden,) and (name in letters or re.match(r"b(ias)?(_|$)", name)):
+      found[paths[name]] = CellLeaf((0,), node, hidden)
+  return found
+
+
+_FROM_INPUTS = re.compile(r"^(w|u|weight|kernel)_?(x|i|ih|xh|in)(_l\d+)?$")
+
+
+_FROM_HIDDEN = re.compile(r"^(w|u|r|weight|kernel|recurrent)_?(h|hh|rec)(_l\d+)?$")
+
+
+def _fused(shapes, node, names):
+  """A cell of two bare matrices with several gates each: ``wx``, ``wh``, ``b``."""
+  leaves = {
+    n: shapes[path] for n in names.values() if (path := join(node, n)) in shapes
+  }
+  inputs, recurrent = (
+    next((n for n in leaves if rule.match(n.lower()) and len(leaves[n]) == 2), None)
+    for rule in (_FROM_INPUTS, _FROM_HIDDEN)
+  )
+  if inputs is None or recurrent is None or inputs == recurrent:
+    return {}
+  for axis in (0, 1):
+    hidden, gates = leaves[recurrent][1 - axis], leaves[recurrent][axis]
+    if hidden and gates in (3 * hidden, 4 * hidden) and leaves[inputs][axis] == gates:
+      return {
+        join(node, n): CellLeaf(
+          (axis if n in (inputs, recurrent) else 0,), node, hidden
+        )
+        for n, shape in leaves.items()
+        if n in (inputs, recurrent) or shape == (gates,)
+      }
+  return {}
 
 
 def _bare(shapes, node, names):
@@ -263,18 +461,19 @@ def attention_kernels(
   projects back. All four kernels have three axes; further leading ones are stacks.
   """
   found: dict[str, Shape] = {}
-  names = ("query", "key", "value", "out")
   for node, present in children.items():
+    last = next((n for n in ("out", "output") if n in present), "")
+    names = ("query", "key", "value", last)
     if not present.keys() >= set(names):
       continue
     kernels = {n: first_below(shapes, join(node, n), KERNELS) for n in names}
-    query, out = (shapes.get(kernels[n] or "", ()) for n in ("query", "out"))
+    query, out = (shapes.get(kernels[n] or "", ()) for n in ("query", last))
     if len(query) < 3 or query[-2:] != out[-3:-1]:
       continue  # projections by plain layers
     for name, path in kernels.items():
       rank = len(shapes[path]) if path else 0
       if path and rank >= 3:
-        contracted = (rank - 3, rank - 2) if name == "out" else (rank - 3,)
+        contracted = (rank - 3, rank - 2) if name == last else (rank - 3,)
         found[path] = tuple(axis for axis in range(rank) if axis not in contracted)
   return found
 
@@ -285,40 +484,117 @@ def weight_norms(
   """Finds the scales of weight normalisation: the layer that each belongs to by path.
 
   A weight norm's scale is a factor of its layer's kernel, so it shares the layer's
-  rates. linen keeps it as ``<layer>/kernel/scale``, nnx as ``scales/<path>`` next
-  to ``layer_instance/<path>``.
+  rates. linen keeps it as ``<layer>/kernel/scale``, with its own name before the layer
+  within a compact parent, nnx as ``scales/<path>`` next to ``layer_instance/<path>``,
+  equinox as ``g`` next to ``layer``.
   """
   found: dict[str, str] = {}
   for path in shapes:
-    kernel, _, name = path.rpartition("/")
-    if name == "scale" and kernel in shapes:
-      found[path] = kernel.rpartition("/")[0]
+    kernel, name = _split(path)
+    if name == "scale" and (known := _scaled_kernel(shapes, kernel)):
+      found[path] = _split(known)[0]
   for node, names in children.items():
+    if "g" in names and (kernel := join(node, "layer", "weight")) in shapes:
+      found[join(node, "g")] = _split(kernel)[0]
     if names.keys() >= {"scales", "layer_instance"}:
       prefix = join(node, "scales") + "/"
       for path in shapes:
         kernel = join(node, "layer_instance", path.removeprefix(prefix))
         if path.startswith(prefix) and kernel in shapes:
-          found[path] = kernel.rpartition("/")[0]
+          found[path] = _split(kernel)[0]
+  return found
+
+
+def _scaled_kernel(shapes, path):
+  """The kernel that a path names, if need be without the weight norm's own step."""
+  steps = path.split("/")
+  if path in shapes or steps[-1] not in KERNELS:
+    return path if path in shapes else None
+  without = ("/".join(steps[:i] + steps[i + 1 :]) for i in range(len(steps) - 1))
+  return next((kernel for kernel in without if kernel in shapes), None)
+
+
+class StateLeaf(NamedTuple):
+  """A parameter of a state-space layer: its units are on axis 0, and share a group."""
+
+  group: str
+
+
+_INTO_STATES = re.compile(r"^(b(_?(re|im|real|imag))?|w_in)$", re.IGNORECASE)
+
+
+_OUT_OF_STATES = re.compile(r"^(c(_?(re|im|real|imag))?|w_out)$", re.IGNORECASE)
+
+
+_PAST_STATES = re.compile(r"^(d|w_skip)$", re.IGNORECASE)
+
+
+def state_spaces(
+  shapes: Mapping[str, Shape], children: Mapping[str, Mapping[str, str]]
+) -> dict[str, StateLeaf]:
+  """Finds the parameters of linear state-space layers (S5, LRU, LinOSS).
+
+  B leads into the states, C out of them, D past them; what else has one entry a state
+  (eigenvalues, time steps) belongs to the state.
+  """
+  found: dict[str, StateLeaf] = {}
+  for node, names in children.items():
+    leaves = {
+      n: shapes[path] for n in names.values() if (path := join(node, n)) in shapes
+    }
+    into = [n for n in leaves if _INTO_STATES.match(n) and len(leaves[n]) >= 2]
+    out = [n for n in leaves if _OUT_OF_STATES.match(n) and len(leaves[n]) >= 2]
+    if not into or not out or leaves[out[0]][1] != leaves[into[0]][0]:
+      continue
+    states, outputs = leaves[into[0]][0], leaves[out[0]][0]
+    past = [n for n in leaves if _PAST_STATES.match(n) and leaves[n][:1] == (outputs,)]
+    every = [n for n in leaves if leaves[n] in ((states,), (states, 1))]
+    vectors = [n for n in every if n not in past]
+    if not vectors:
+      continue
+    for group, members in ((into, [*into, *vectors]), (out, [*out, *past])):
+      for name in members:
+        if leaves[name][0] == leaves[group[0]][0]:
+          found[join(node, name)] = StateLeaf(join(node, group[0]))
   return found
 
 
 _SCALES = ("scale", "gamma", "beta", "offset", *BIASES)
 
 
-_EMBEDDING = re.compile(r"embed|(^|_)(cls|tokens?)$|^w[tp]e$|^lora_[ab]$")
+# Features are last in all that is looked up, or multiplied from the right by name.
+_EMBEDDING = re.compile(
+  r"embed|(^|_)emb(_|$)|(^|_)(cls|tokens?)$|^w[tp]e$|^lora_[ab]$|_table$|_projection$"
+)
+
+
+class Fit(NamedTuple):
+  """How a bias fits its kernel.
+
+  Attributes:
+    axes: The kernel's unit axes.
+    bias_axes: The bias's.
+    ties: The other axes of the kernel that it fits as well.
+    flat: Whether units are several axes of one, and a single axis of the other.
+  """
+
+  axes: Shape
+  bias_axes: Shape
+  ties: tuple[Shape, ...] = ()
+  flat: bool = False
 
 
 class Shapes(dict[str, Shape]):
   """The shapes of the body's parameters by path, and what a tree's names tell.
 
   Args:
-    body: The shape of every parameter that belongs to no head, by path.
+    body: The shape of every parameter that belongs to no head, by plain path.
     heads: The shapes of the heads' parameters.
     unit_axis: ``"last"`` or ``"first"``.
     overrides: What the user's overrides say, by path.
     given: The paths of kernels whose axes are known otherwise, so that the bias next to
       one is not compared with it. By default those of ``overrides``.
+    names: What errors call a parameter, where it is not the plain path.
   """
 
   def __init__(
@@ -328,26 +604,164 @@ class Shapes(dict[str, Shape]):
     unit_axis: str = "last",
     overrides: Mapping[str, str | Units] | None = None,
     given: Collection[str] | None = None,
+    names: Mapping[str, str] | None = None,
   ):
     super().__init__(body)
-    children = children_of(body)
+    self.children = children_of(body)
     self.heads = heads or {}
     self.units_first = unit_axis == "first"
     self.overrides = overrides or {}
     self.given = self.overrides if given is None else given
-    self.cells = cell_leaves(body, children)
-    self.attention = attention_kernels(body, children)
-    self.weight_norms = weight_norms(body, children)
+    self.names = names or {}
+    self.cells = cell_leaves(self, self.children)
+    self.states = state_spaces(self, self.children)
+    self.attention = attention_kernels(self, self.children)
+    self.weight_norms = weight_norms(self, self.children)
+    self.stacks = _stacks(self) if self.units_first else frozenset()
+    self.biases = _biases_of(self)  # by kernel
+    self.kernels = {bias: kernel for kernel, bias in reversed(self.biases.items())}
+    self.layouts = _layouts(self)
+    self.has_line_convolutions = self.units_first and any(
+      len(self[kernel]) == 3 and self[bias][1:] == (1,)
+      for kernel, bias in self.biases.items()
+    )
+    self._fits: dict[tuple[str, str], Fit] = {}
+
+  def name(self, path: str) -> str:
+    """What the tree calls a parameter."""
+    return self.names.get(path, path)
 
   def one_axis(self, shape: Shape) -> Shape:
     """The one axis that a layout keeps its units on."""
     return (0,) if self.units_first else (len(shape) - 1,)
 
+  def fit(self, kernel: str, bias: str) -> Fit:
+    """How a bias fits its kernel.
 
-def _split(path: str) -> tuple[str, str]:
-  """A parameter's layer and its own name."""
-  node, _, name = path.rpartition("/")
-  return node, name
+    Raises:
+      ValueError: It fits no axes, or several and nothing tells which.
+    """
+    if (kernel, bias) not in self._fits:
+      self._fits[kernel, bias] = _fit(self, kernel, bias)
+    return self._fits[kernel, bias]
+
+
+def _is_bias(shapes: Mapping[str, Shape], path: str) -> bool:
+  """Whether a parameter is a bias by its name; matrices are called b, too."""
+  node, name = _split(path)
+  if name != "b" or len(shapes[path]) <= 1:
+    return name in BIASES
+  return first_below(shapes, node, KERNELS) is not None
+
+
+def _biases_of(shapes: Shapes) -> dict[str, str]:
+  """The bias of each tensor: next to it, or a step above where it fits one alone."""
+  found = {}
+  for node, names in shapes.children.items():
+    bias = first_below(shapes, node, BIASES)
+    if bias is None or not _is_bias(shapes, bias) or bias in shapes.cells:
+      continue
+    leaves = [path for name in names.values() if (path := join(node, name)) in shapes]
+    kernels = [path for n in KERNELS if (path := join(node, n)) in shapes]
+    if not kernels:
+      kernels = [path for path in leaves if _may_join(shapes, path, bias)]
+    if not kernels and not any(_split(p)[1] in _SCALES and p != bias for p in leaves):
+      below = [first_below(shapes, join(node, n), KERNELS) for n in names.values()]
+      alone = [k for k in below if k and not first_below(shapes, _split(k)[0], BIASES)]
+      # Along the inputs alone, it would be a bias of something else.
+      kernels = [k for k in alone if _fits_usually(shapes, k, shapes[bias])]
+      kernels = kernels if len(kernels) == 1 else []
+    found.update((kernel, bias) for kernel in kernels)
+  return found
+
+
+def _may_join(shapes: Shapes, path: str, bias: str) -> bool:
+  """Whether a tensor of unknown name next to a bias has the bias's units."""
+  name = _split(path)[1]
+  known = (shapes.cells, shapes.states, shapes.attention, shapes.weight_norms)
+  return (
+    name not in _SCALES
+    and not _EMBEDDING.search(name)
+    and not any(path in those for those in known)
+    and bool(shapes[path])
+    and bool(_fits(shapes[path], _sizes(shapes[bias])))
+  )
+
+
+def _fits_usually(shapes: Shapes, kernel: str, bias: Shape) -> bool:
+  """Whether a bias fits axes of a kernel that include the usual one."""
+  (axis,) = shapes.one_axis(shapes[kernel]) if shapes[kernel] else (0,)
+  return any(axis in axes for axes in _fits(shapes[kernel], _sizes(bias)))
+
+
+def _sizes(bias: Shape) -> Shape:
+  """The sizes of a bias's axes, without those of length 1 that pad it."""
+  return bias if len(bias) <= 1 else tuple(size for size in bias if size != 1)
+
+
+def _fits(shape: Shape, sizes: Shape) -> list[Shape]:
+  """The axes of a kernel that have given sizes, in order."""
+  return [
+    axes
+    for axes in combinations(range(len(shape)), len(sizes))
+    if tuple(shape[axis] for axis in axes) == sizes
+  ]
+
+
+_TRANSPOSED = re.compile(r"(\d_?|n)d_transpose(_\d+)?$")
+
+
+def _is_transposed(path: str) -> bool:
+  """Whether a convolution of haiku or Keras has its outputs next to last."""
+  return bool(_TRANSPOSED.search(_split(path)[0]))
+
+
+def _kind(shapes: Shapes, kernel: str, count: int) -> tuple[Any, ...]:
+  """Layers of one kind have one layout."""
+  return _split(kernel)[1], len(shapes[kernel]), count, _is_transposed(kernel)
+
+
+def _layouts(shapes: Shapes) -> dict[tuple[Any, ...], set[Shape]]:
+  """The unit axes that all layers of a kind could have, by kind."""
+  found: dict[tuple[Any, ...], set[Shape]] = {}
+  for kernel, bias in shapes.biases.items():
+    if kernel in shapes.cells or kernel in shapes.given or kernel in shapes.attention:
+      continue
+    fits = _fits(shapes[kernel], shapes[bias])
+    if fits and fits[0]:
+      kind = _kind(shapes, kernel, len(fits[0]))
+      found[kind] = found.get(kind, set(fits)) & set(fits)
+  return found
+
+
+def _stacks(shapes: Shapes) -> frozenset[str]:
+  """The nodes below which all parameters have a leading axis of one length added.
+
+  Something must say so: a bias of two axes, or a projection's weight of three.
+  """
+  lengths: dict[str, set[int | None]] = {}
+  sure: set[str] = set()
+  for path, shape in shapes.items():
+    node, name = _split(path)
+    length = shape[0] if len(shape) >= 2 else None
+    bias = name in BIASES and len(shape) == 2 and shape[1] != 1
+    says = bias or (name == "weight" and len(shape) == 3 and node.endswith("_proj"))
+    while True:
+      lengths.setdefault(node, set()).add(length)
+      if says:
+        sure.add(node)
+      if not node:
+        break
+      node = _split(node)[0]
+  return frozenset(n for n in sure if len(lengths[n]) == 1 and lengths[n] != {None})
+
+
+def _is_stacked(shapes: Shapes, path: str) -> bool:
+  """Whether a parameter lies in a stack of layers."""
+  node = _split(path)[0]
+  while node and node not in shapes.stacks:
+    node = _split(node)[0]
+  return node in shapes.stacks
 
 
 def _home(shapes: Shapes, path: str) -> tuple[str, int]:
@@ -395,7 +809,9 @@ def override(shapes: Shapes, path: str) -> UnitSpec | None:
     decides = min(decides, 1)  # what leaves its cell doesn't bind the cell
   else:
     group, decides = what.group, 2
-  return UnitSpec(path, shape, "unit", axes, group, what.tiles, decides=decides)
+  return UnitSpec(
+    path, shape, "unit", axes, group, what.tiles, decides=decides, flat=True
+  )
 
 
 def head(shapes: Shapes, path: str) -> UnitSpec | None:
@@ -419,11 +835,19 @@ def recurrent_cell(shapes: Shapes, path: str) -> UnitSpec | None:
   gates = shape[axes[-1]]
   if hidden == 0 or gates % hidden:
     raise ValueError(
-      f"Gates must divide evenly, got {path!r} of shape {shape} in the recurrent "
-      f"cell {cell!r} with {hidden} hidden units: {gates} is no multiple of "
-      f"{hidden}. If it is no such cell, {override_text(path, axes)}."
+      f"Gates must divide evenly, got {shapes.name(path)!r} of shape {shape} in the "
+      f"recurrent cell {cell!r} with {hidden} hidden units: {gates} is no multiple of "
+      f"{hidden}. If it is no such cell, {override_text(shapes.name(path), axes)}."
     )
   return UnitSpec(path, shape, "unit", axes, cell, gates // hidden, decides=2)
+
+
+def state_space(shapes: Shapes, path: str) -> UnitSpec | None:
+  """A parameter of a linear state-space layer: a state's, or an output's."""
+  leaf, shape = shapes.states.get(path), shapes[path]
+  if leaf is None:
+    return None
+  return UnitSpec(path, shape, "unit", (0,), leaf.group, decides=1)
 
 
 def weight_norm_scale(shapes: Shapes, path: str) -> UnitSpec | None:
@@ -431,7 +855,12 @@ def weight_norm_scale(shapes: Shapes, path: str) -> UnitSpec | None:
   layer, shape = shapes.weight_norms.get(path), shapes[path]
   if layer is None:
     return None
-  return UnitSpec(path, shape, "unit", tuple(range(len(shape))), layer)
+  axes = tuple(range(len(shape)))
+  kernel = first_below(shapes, layer, KERNELS)
+  padded = kernel is not None and len(shapes[kernel]) == len(shape) and 1 in shape
+  if padded:
+    axes = tuple(axis for axis in axes if shape[axis] != 1)
+  return UnitSpec(path, shape, "unit", axes, layer, flat=padded)
 
 
 def attention(shapes: Shapes, path: str) -> UnitSpec | None:
@@ -447,44 +876,167 @@ def attention(shapes: Shapes, path: str) -> UnitSpec | None:
 
 
 def embedding(shapes: Shapes, path: str) -> UnitSpec | None:
-  """An embedding, a class token, a factor of LoRA: features are last."""
+  """An embedding, a table, a class token, a factor of LoRA: features are last."""
   if not _is_embedding(shapes, path):
     return None
   shape = shapes[path]
   return UnitSpec(path, shape, "unit", tuple(range(len(shape)))[-1:], path)
 
 
-def kernel_with_bias(shapes: Shapes, path: str) -> UnitSpec | None:
-  """A kernel with a bias next to it, which has one entry a unit."""
+_PER_HEAD = re.compile(r"^(att|attn|a)_(src|dst|edge|l|r)$")
+
+
+_EXPERT = re.compile(r"(^|_)(gate|up|down|w\d?|wi|wo|experts?)(_|\d|$)")
+
+
+def several_outputs(shapes: Shapes, path: str) -> UnitSpec | None:
+  """Kernels of several heads, parts or experts, known by their names."""
   shape, (node, name) = shapes[path], _split(path)
-  bias = first_below(shapes, node, BIASES)
+  rank, parent = len(shape), node
+  einsum = name
+  if name in KERNELS:
+    parent, einsum = _split(node)
+  axes = None
+  if re.search(r"(^|_)(q|k|v|kv|qkv)_einsum$", einsum) and rank >= 3:
+    axes = (*range(rank - 2), rank - 1)
+  elif einsum.endswith("attn_vec_einsum") and rank >= 3:
+    axes = (rank - 1,)
+  elif einsum.endswith("gating_einsum") and rank == 3:
+    linear = shapes.get(
+      join(parent, "linear"), shapes.get(join(parent, "linear/w"), ())
+    )
+    swapped = linear[:1] == (shape[1],) != (shape[2],)
+    axes = (0, 1) if swapped else (0, 2)
+  elif _PER_HEAD.match(name) and rank >= 2:
+    axes = tuple(a for a in range(rank - 1) if shape[a] != 1)
+  elif _EXPERT.search(name) and rank == 3 and _routes(shapes, node, shape[0]):
+    axes = (0, 1) if shapes.units_first else (0, 2)
+  if axes is None or (name in KERNELS and path in shapes.biases):
+    return None
+  return UnitSpec(
+    path, shape, "unit", axes, path if name == einsum else node, decides=1
+  )
+
+
+def _routes(shapes: Shapes, node: str, experts: int) -> bool:
+  """Whether a router next to a tensor chooses from so many experts."""
+  for name in shapes.children.get(node, ()):
+    if re.match(r"(router|gate|gating)$", name):
+      router = join(node, name)
+      kernel = first_below(shapes, router, KERNELS) or router
+      shape = shapes.get(kernel, ())
+      if len(shape) == 2 and experts in shape:
+        return True
+  return False
+
+
+def depthwise(shapes: Shapes, path: str) -> UnitSpec | None:
+  """A depthwise kernel of Keras: a channel's multiples are its last two axes."""
+  shape, (node, name) = shapes[path], _split(path)
+  rank = len(shape)
+  layer = node.rpartition("/")[2]
+  named = name == "depthwise_kernel" or (name in KERNELS and "depthwise" in layer)
+  if not named or rank < 3 or shapes.units_first or path in shapes.biases:
+    return None
+  axes = tuple(a for a in (rank - 2, rank - 1) if shape[a] != 1) or (rank - 1,)
+  return UnitSpec(path, shape, "unit", axes, node if name in KERNELS else path)
+
+
+def kernel_with_bias(shapes: Shapes, path: str) -> UnitSpec | None:
+  """A kernel with its bias, which has one entry a unit."""
+  shape, (node, name) = shapes[path], _split(path)
+  bias = shapes.biases.get(path)
   if name not in KERNELS or not shape or bias is None:
     return None
-  axes, _, tie = _fit(shapes, path, bias)
-  return UnitSpec(path, shape, "unit", axes, node, rule=tie, decides=1)
+  fit = shapes.fit(path, bias)
+  tie = _tie(fit, shapes, path)
+  return UnitSpec(
+    path, shape, "unit", fit.axes, node, 1, False, tie, False, 1, fit.ties, fit.flat
+  )
 
 
 def kernel_without_bias(shapes: Shapes, path: str) -> UnitSpec | None:
   """A kernel alone: its layout says where units are."""
   shape, (node, name) = shapes[path], _split(path)
-  if name not in KERNELS or not shape:
+  matrix = len(shape) == 2 and _MATRIX.search(name)
+  if not (name in KERNELS or matrix) or not shape:
     return None
-  return UnitSpec(path, shape, "unit", shapes.one_axis(shape), node, decides=1)
+  axes, ties = _axes_alone(shapes, path)
+  group = node if name in KERNELS else path
+  tie = f", tie: {axes}" if ties else ""
+  return UnitSpec(
+    path, shape, "unit", axes, group, rule=tie, decides=1, ties=tuple(ties)
+  )
+
+
+_MATRIX = re.compile(r"(_proj|_kernel|^router|^linear)$")
+
+
+_NORM = re.compile(r"(^|_)(\w*norm|ln)(_?\d+)?$")
+
+
+def _axes_alone(shapes: Shapes, path: str) -> tuple[Shape, list[Shape]]:
+  """The unit axes of a kernel without bias, and what they could be as well."""
+  shape = shapes[path]
+  rank, layer = len(shape), _split(path)[0].rpartition("/")[2]
+  if shapes.units_first:
+    if _NORM.search(layer):
+      return tuple(range(rank)), []
+    if rank >= 3 and _is_stacked(shapes, path):
+      return (0, 1), []
+    # A convolution along one axis, or a stack of matrices? Others' biases tell.
+    if rank != 3 or shape[1] == 1 or shapes.has_line_convolutions:
+      return (0,), []
+    stack = shape[1] == shape[2] or shape[2] > 9
+    return ((0, 1), [(0,)]) if stack else ((0,), [(0, 1)])
+  if rank >= 3 and _is_transposed(path):
+    return (rank - 2,), []
+  # Siblings with biases may have all their units first.
+  layout = shapes.layouts.get(_kind(shapes, path, 1))
+  return ((0,) if layout == {(0,)} else (rank - 1,)), []
+
+
+def tensor_with_bias(shapes: Shapes, path: str) -> UnitSpec | None:
+  """A tensor of unknown name next to a bias that fits it: the bias tells its units."""
+  bias, shape = shapes.biases.get(path), shapes[path]
+  if bias is None:
+    return None
+  fit = shapes.fit(path, bias)
+  tie, node = _tie(fit, shapes, path), _split(path)[0]
+  return UnitSpec(
+    path, shape, "unit", fit.axes, node, 1, False, tie, False, 1, fit.ties, fit.flat
+  )
+
+
+def _tie(fit: Fit, shapes: Shapes, path: str) -> str:
+  """What a rule adds to its name where several axes fit."""
+  if not fit.ties:
+    return ""
+  rank = len(shapes[path])
+  words: dict[Shape, str] = {(rank - 1,): "last", (0,): "first"}
+  tie = f", tie: {words.get(fit.axes, fit.axes)}"
+  mixed = not shapes.layouts.get(_kind(shapes, path, len(fit.axes)), True)
+  return tie + ", siblings differ" if mixed else tie
 
 
 def scale_or_bias(shapes: Shapes, path: str) -> UnitSpec | None:
   """A scale or a bias: one entry a unit, but for axes of length 1 that pad it."""
   shape, (node, name) = shapes[path], _split(path)
-  if name not in _SCALES:
+  if name.endswith("_bias") and len(shape) == 1:
+    return UnitSpec(path, shape, "unit", (0,), path)
+  if name not in _SCALES or (name in BIASES and not _is_bias(shapes, path)):
     return None
-  axes = tuple(range(len(shape)))
-  kernel = first_below(shapes, node, KERNELS)
+  axes, flat = tuple(range(len(shape))), False
+  kernel = shapes.kernels.get(path)
   known = kernel is None or any(
     kernel in those for those in (shapes.given, shapes.cells, shapes.attention)
   )
   if name in BIASES and kernel is not None and not known and shapes[kernel]:
-    axes = _fit(shapes, kernel, path)[1]
-  return UnitSpec(path, shape, "unit", axes, node)
+    fit = shapes.fit(kernel, path)
+    axes, flat = fit.bias_axes, fit.flat
+  if kernel is not None:
+    node = _split(kernel)[0]
+  return UnitSpec(path, shape, "unit", axes, node, flat=flat)
 
 
 def scalar(shapes: Shapes, path: str) -> UnitSpec | None:
@@ -496,9 +1048,10 @@ def scalar(shapes: Shapes, path: str) -> UnitSpec | None:
 
 
 def unknown(shapes: Shapes, path: str) -> UnitSpec | None:
-  """Anything else: one axis, reported as assumed."""
+  """Anything else: one axis, not of length 1, reported as assumed."""
   shape = shapes[path]
-  axes = shapes.one_axis(shape) if len(shape) > 1 else (0,)
+  long = [axis for axis in range(len(shape)) if shape[axis] != 1]
+  axes = (long[0 if shapes.units_first else -1],) if long else shapes.one_axis(shape)
   return UnitSpec(path, shape, "unit", axes, path, assumed=True)
 
 
@@ -506,10 +1059,14 @@ RULES: tuple[Callable[[Shapes, str], UnitSpec | None], ...] = (
   override,
   head,
   recurrent_cell,
+  state_space,
   weight_norm_scale,
   attention,
   embedding,
+  several_outputs,
+  depthwise,
   kernel_with_bias,
+  tensor_with_bias,
   kernel_without_bias,
   scale_or_bias,
   scalar,
@@ -545,57 +1102,84 @@ def _is_embedding(shapes: Shapes, path: str) -> bool:
   if name not in KERNELS:
     return bool(_EMBEDDING.search(name))
   # equinox's Embedding is a `weight`, with features last, as nowhere else there.
-  named = re.search(r"embed(ding)?s?(_\d+)?$", node.rpartition("/")[2])
+  named = re.search(r"(embed(ding)?s?|(^|_)emb)(_\d+)?$", node.rpartition("/")[2])
   alone = first_below(shapes, node, BIASES) is None
   return shapes.units_first and bool(named) and alone and len(shapes[path]) == 2
 
 
-def _fit(shapes: Shapes, kernel: str, bias: str) -> tuple[Shape, Shape, str]:
-  """The unit axes of a kernel and of its bias, and how a tie was settled."""
+def _fit(shapes: Shapes, kernel: str, bias: str) -> Fit:
+  """How a bias fits its kernel."""
   shape, bias_shape = shapes[kernel], shapes[bias]
   every = tuple(range(len(bias_shape)))
   padded = tuple(axis for axis in every if bias_shape[axis] != 1)
   for bias_axes in (every, padded):
-    sizes = tuple(bias_shape[axis] for axis in bias_axes)
-    fits = [
-      axes
-      for axes in combinations(range(len(shape)), len(sizes))
-      if tuple(shape[axis] for axis in axes) == sizes
+    fits = _fits(shape, tuple(bias_shape[axis] for axis in bias_axes))
+    if fits:
+      axes, ties = _choose(shapes, kernel, bias, fits)
+      return Fit(axes, bias_axes, ties)
+  # One axis of the bias may be several of the kernel, or the other way round.
+  units, rank = math.prod(bias_shape), len(shape)
+  if len(padded) == 1:
+    runs = [
+      tuple(range(start, stop))
+      for start in range(rank)
+      for stop in range(start + 2, rank + 1)
+      if math.prod(shape[start:stop]) == units != math.prod(shape)
     ]
-    if not fits:
-      continue
-    axes = _choose(fits, shape, shapes.units_first)
-    if axes is None:
-      raise ValueError(
-        f"A bias must fit one choice of its kernel's axes, got {kernel!r} of shape "
-        f"{shape} and {bias!r} of shape {bias_shape}, which fits "
-        f"{', '.join(map(str, fits))}. To say which, "
-        f"{override_text(kernel, fits[-1])}."
-      )
-    tied = len(fits) > 1 and len(sizes) == 1
-    tie = f", tie: {'first' if shapes.units_first else 'last'}" if tied else ""
-    return axes, bias_axes, tie
+    end = 0 if shapes.units_first else rank - 1
+    runs = [run for run in runs if end in run] or runs
+    if len(runs) == 1:
+      return Fit(runs[0], padded, flat=True)
+  elif fits := _fits(shape, (units,)):
+    axes, ties = _choose(shapes, kernel, bias, fits)
+    return Fit(axes, padded, ties, flat=True)
   raise ValueError(
-    f"A bias must fit axes of its kernel, got {kernel!r} of shape {shape} and "
-    f"{bias!r} of shape {bias_shape}. To say which axes of the kernel index its "
-    f"units, {override_text(kernel, shapes.one_axis(shape))}."
+    f"A bias must fit axes of its kernel, got {shapes.name(kernel)!r} of shape {shape} "
+    f"and {shapes.name(bias)!r} of shape {bias_shape}. The kernel's units are on the "
+    f"axes that its layer doesn't sum over: with those for AXES, "
+    f"{override_text(shapes.name(kernel), 'AXES')}."
   )
 
 
-def _choose(fits: list[Shape], shape: Shape, units_first: bool) -> Shape | None:
-  """The axes that a layout would have, None where it could have several."""
-  if units_first:
-    return fits[0]
-  if len(fits[-1]) <= 1:
-    return fits[-1]
+def _choose(
+  shapes: Shapes, kernel: str, bias: str, fits: list[Shape]
+) -> tuple[Shape, tuple[Shape, ...]]:
+  """The axes that a layout would have, and those that it could have as well."""
+  shape, rank, count = shapes[kernel], len(shapes[kernel]), len(fits[0])
+  if shapes.units_first or len(fits) == 1:
+    return fits[0], ()
+  common = shapes.layouts.get(_kind(shapes, kernel, count), ())
+  fits = [axes for axes in fits if axes in common] or fits
+  # An axis of length 1 indexes nothing.
+  if len({tuple(a for a in axes if shape[a] != 1) for axes in fits}) == 1:
+    return fits[-1], ()
+  if count == 1:
+    if _is_transposed(kernel) and (rank - 2,) in fits:
+      return (rank - 2,), ()
+    # Next to the last axis are the inputs of a layer with units last.
+    last = (rank - 1,) in fits and not (rank == 3 and shape[1] == 1 and (0,) in fits)
+    chosen = (rank - 1,) if last else fits[0]
+    return chosen, tuple(axes for axes in fits if axes != chosen)
   # Stacked and batch axes come first, features last, what is contracted in between.
-  rank, count = len(shape), len(fits[-1])
   layouts = [(*range(lead), *range(rank - count + lead, rank)) for lead in range(count)]
   ordered = [axes for axes in fits if axes in layouts] or fits
-  # An axis of length 1 indexes nothing.
   if len({tuple(a for a in axes if shape[a] != 1) for axes in ordered}) > 1:
-    return None
-  return ordered[-1]
+    choices = "; ".join(f"{axes} if {_summed(axes, rank)}" for axes in fits)
+    raise ValueError(
+      f"A bias must fit one choice of its kernel's axes, got {shapes.name(kernel)!r} "
+      f"of shape {shape} and {shapes.name(bias)!r} of shape {shapes[bias]}, which fits "
+      f"{choices}. Only the layer's code tells: with the right one for AXES, "
+      f"{override_text(shapes.name(kernel), 'AXES')}."
+    )
+  return ordered[-1], tuple(axes for axes in fits if axes != ordered[-1])
+
+
+def _summed(axes: Shape, rank: int) -> str:
+  """What a choice of unit axes means."""
+  rest = [str(axis) for axis in range(rank) if axis not in axes]
+  return f"the layer sums over {'axis' if len(rest) == 1 else 'axes'} " + " and ".join(
+    rest
+  )
 
 
 # --- Overrides: the user's, and those that a module's type tells
@@ -698,13 +1282,14 @@ class Known(NamedTuple):
 
 
 def overrides_from(
-  shapes: Mapping[str, Shape], known: Mapping[str, Known]
+  shapes: Mapping[str, Shape], known: Mapping[str, Known], unit_axis: str = "last"
 ) -> tuple[Override, ...]:
   """The overrides for those parameters whose shapes would tell something else.
 
   Args:
     shapes: Shapes of the parameters that are no head's, by path.
     known: What the model's modules know of them, by path.
+    unit_axis: That of the options that the overrides are for.
 
   Returns:
     Overrides for :class:`UnitOptions`, the fewest that are needed.
@@ -713,7 +1298,8 @@ def overrides_from(
     path: known[path].shape if path in known else shapes[path] for path in shapes
   }
   given = {path for path in shapes if path in known and known[path].axes is not None}
-  plainly, inside = Shapes(shapes, given=set(known)), Shapes(inner, given=given)
+  plainly = Shapes(shapes, unit_axis=unit_axis, given=set(known))
+  inside = Shapes(inner, unit_axis=unit_axis, given=given)
   overrides = []
   for path in shapes:
     if path in known:

@@ -297,7 +297,7 @@ def check_parameter(path: str, leaf: Any) -> None:
   arrays = "Parameters must be arrays"
   equinox = "eqx.filter(model, eqx.is_inexact_array)"
   dtype = getattr(leaf, "dtype", None)
-  if _is_a(leaf, "penzai", "AbstractVariable"):
+  if is_a(leaf, "penzai", "AbstractVariable"):
     raise TypeError(
       f"{arrays}, got penzai's {type(leaf).__name__} for {path!r}. Write model, params "
       "= pz.unbind_params(model, freeze=True), and give params to the optimizer."
@@ -350,15 +350,15 @@ def check_tree(
   Raises:
     TypeError: If it is one of these.
   """
-  if _is_a(tree, "flax.nnx", "Module"):
+  if is_a(tree, "flax.nnx", "Module"):
     if models:
       return
     what, write = "an nnx model", f"nnx.state(model, nnx.Param) for {name}"
     if (ours := _NNX.get(_function(call))) is not None:
       write = f"{ours}, or {write}"
-  elif _is_a(tree, "flax.linen", "Module"):
+  elif is_a(tree, "flax.linen", "Module"):
     what, write = "a linen module", 'model.init(key, inputs)["params"]'
-  elif _is_a(tree, "flax.nnx", "Optimizer"):
+  elif is_a(tree, "flax.nnx", "Optimizer"):
     what, write = "an nnx.Optimizer", "nnx.state(model, nnx.Param)"
   elif hasattr(tree, "params") and hasattr(tree, "opt_state"):
     what, write = f"a {type(tree).__name__}", f"state.params for {name}"
@@ -404,7 +404,7 @@ def check_optimizer(call: str, optimizer: Any) -> None:
   if _is_optimizer(optimizer):
     return
   write = _signature(call)
-  if _is_a(optimizer, "flax.nnx", "Optimizer"):
+  if is_a(optimizer, "flax.nnx", "Optimizer"):
     write += " with optimizer.tx"
     if (ours := _NNX.get(_function(call))) is not None:
       write = f"{ours}, or {write}"
@@ -433,7 +433,7 @@ def check_state(call: str, state: Any, kind: type) -> None:
     return
   where, write = _argument(call, "opt_state"), _signature(call)
   rule = f"{where} must be an optimizer's state, got"
-  if _is_a(state, "flax.nnx", "Module"):
+  if is_a(state, "flax.nnx", "Module"):
     ours = _NNX.get(_function(call), f"{write} with optimizer.opt_state")
     raise TypeError(f"{rule} an nnx model. Write {ours}, of its nnx.Optimizer.")
   if _is_optimizer(state):
@@ -527,7 +527,7 @@ def _signature(call: str) -> str:
   return _SIGNATURES.get(_function(call), call)
 
 
-def _is_a(value: Any, package: str, name: str) -> bool:
+def is_a(value: Any, package: str, name: str) -> bool:
   """Whether a value is of a class of this name, without importing its package."""
   return any(
     kind.__name__ == name and (kind.__module__ + ".").startswith(package + ".")
@@ -539,7 +539,7 @@ def _is_optimizer(value: Any) -> bool:
   return (
     callable(getattr(value, "init", None))
     and callable(getattr(value, "update", None))
-    and not _is_a(value, "flax.linen", "Module")
+    and not is_a(value, "flax.linen", "Module")
   )
 
 

@@ -23,6 +23,7 @@ from ._rules import (
   match_overrides,
   override_text,
   parse_override,
+  plain_paths,
   read,
 )
 from ._tree import check_parameter, check_tree, flatten_with_paths, head_name
@@ -42,7 +43,8 @@ class UnitOptions:
       ``"frozen"`` is for heads too. ``(("", "per_weight"),)`` gives each single weight
       its own rate, for studies: the papers' appendix E finds it inferior, and it costs
       one float a weight.
-    strict: Whether a parameter that no rule knows is an error.
+    strict: Whether a parameter that no rule knows is an error, and a tie that nothing
+      settles, but that of a square ``kernel``, which Flax has last.
     unit_axis: ``"last"``, or ``"first"`` for trees with units on axis 0 (Equinox).
 
   Raises:
@@ -119,7 +121,7 @@ def unit_specs(params: Any, units: UnitOptions = UnitOptions()) -> dict[str, Uni
     TypeError: A leaf is no array of a floating dtype, ``units`` no options.
     ValueError: An override matches nothing or doesn't fit; a bias fits no axes of its
       kernel, or several; gates don't divide; members of a group have different unit
-      shapes; with ``strict``, no rule knows a leaf.
+      shapes; with ``strict``, no rule knows a leaf, or nothing settles a tie.
 
   Example:
     >>> import jax.numpy as jnp
@@ -149,8 +151,17 @@ def read_units(
   for path, shape in shapes:
     (body if head_name(path) is None else heads)[path] = shape
   given = match_overrides(body, heads, options.overrides)
-  tree = Shapes(body, heads, options.unit_axis, given)
-  specs = {path: read(tree, path) for path, _ in shapes}
+  plain = plain_paths(body)
+  tree = Shapes(
+    {plain[path]: shape for path, shape in body.items()},
+    heads,
+    options.unit_axis,
+    {plain.get(path, path): what for path, what in given.items()},
+    names={short: path for path, short in plain.items()},
+  )
+  specs = {
+    path: replace(read(tree, plain.get(path, path)), path=path) for path, _ in shapes
+  }
   if options.strict:
     _check_nothing_assumed(specs)
   return _settle_groups(specs)
@@ -163,6 +174,15 @@ def _shape_of(path: str, leaf: Any) -> Shape:
 
 def _check_nothing_assumed(specs: Mapping[str, UnitSpec]) -> None:
   assumed = [spec for spec in specs.values() if spec.assumed]
+  tied = [spec for spec in specs.values() if spec.ties and not _is_usual(spec)]
+  if tied and not assumed:
+    spec = tied[0]
+    raise ValueError(
+      f"strict=True needs what settles every tie, got {spec.path!r} of shape "
+      f"{spec.shape}, whose units could be on axes {_list([spec.axes, *spec.ties])}. "
+      f"They are on those that the layer doesn't sum over: with those for AXES, "
+      f"{override_text(spec.path, 'AXES')}."
+    )
   if assumed:
     texts = [f"{spec.path!r} of shape {spec.shape}" for spec in assumed]
     raise ValueError(
@@ -170,6 +190,17 @@ def _check_nothing_assumed(specs: Mapping[str, UnitSpec]) -> None:
       f"If the units are on axes {assumed[0].axes}, "
       f"{override_text(assumed[0].path, assumed[0].axes)}."
     )
+
+
+def _is_usual(spec: UnitSpec) -> bool:
+  """Whether a tie is that of a square ``kernel``, which linen and nnx have last."""
+  last = spec.axes[-1:] == (len(spec.shape) - 1,)
+  named = spec.path.rpartition("/")[2] == "kernel"
+  return last and named and not spec.rule.endswith("siblings differ")
+
+
+def _list(choices: Sequence[Shape]) -> str:
+  return " or ".join(map(str, choices))
 
 
 def _settle_groups(specs: dict[str, UnitSpec]) -> dict[str, UnitSpec]:
@@ -186,11 +217,12 @@ def _settle_groups(specs: dict[str, UnitSpec]) -> dict[str, UnitSpec]:
     shapes = {spec.unit_shape for spec in found}
     if len(shapes) == 1:
       continue
+    flat = any(spec.flat for spec in found)
     top = max(spec.decides for spec in found)
     leaders = [spec for spec in found if spec.decides == top]
     if top == 2:
       for spec in leaders:
-        if spec.unit_shape != leaders[0].unit_shape:
+        if not _agree(spec, leaders[0], flat):
           raise ValueError(
             f"Members of a group must have units of one shape, got in the group "
             f"{group!r}: {spec.path!r} of shape {spec.shape} with units "
@@ -199,9 +231,21 @@ def _settle_groups(specs: dict[str, UnitSpec]) -> dict[str, UnitSpec]:
             f"{override_text(spec.path, Units(spec.axes, spec.path, spec.tiles))}."
           )
     for spec in found:
-      if top == 0 or spec.unit_shape != leaders[0].unit_shape:
+      if top == 0 or not _agree(spec, leaders[0], flat):
         specs[spec.path] = replace(spec, group=spec.path)
   return specs
+
+
+def _agree(spec: UnitSpec, leader: UnitSpec, flat: bool) -> bool:
+  """Whether two members of a group have the same units.
+
+  Several axes of one may be a single axis of the other, in the same order.
+  """
+  shapes = spec.unit_shape, leader.unit_shape
+  if not flat or shapes[0] == shapes[1]:
+    return shapes[0] == shapes[1]
+  single = any(sum(size != 1 for size in shape) <= 1 for shape in shapes)
+  return single and spec.num_units == leader.num_units
 
 
 @refuses_removed
@@ -214,10 +258,12 @@ def describe_units(params: Any, units: UnitOptions = UnitOptions()) -> str:
     units: How to read them.
 
   Returns:
-    A line for each parameter: its path, its shape, the axes that index its units (with
-    the number of gates that repeat them, if there are several), the group that shares
-    one vector of rates, the number of units, and the rule that decided. The last lines
-    count the rates that are drawn and name what was assumed.
+    First a line for each parameter whose units are assumed, or tied with other axes,
+    with the override that settles it. Then one for each parameter: its path, its shape,
+    the axes that index its units (with the number of gates that repeat them, if there
+    are several), the group that shares one vector of rates, the number of units, and
+    the rule that decided. The last lines count the rates that are drawn, and what was
+    assumed or tied.
 
   Raises:
     TypeError: As :func:`unit_specs`.
@@ -242,10 +288,28 @@ def describe_units(params: Any, units: UnitOptions = UnitOptions()) -> str:
   lines.append(
     f"{sum(groups.values())} rates for {weights} parameters in {len(groups)} groups."
   )
-  assumed = [s.path for s in specs if s.assumed]
-  if assumed:
-    lines.append(f"Assumed, since no rule knows them: {', '.join(assumed)}.")
-  return "\n".join(lines)
+  assumed = [spec for spec in specs if spec.assumed]
+  tied = [spec for spec in specs if spec.ties and not spec.assumed]
+  if assumed or tied:
+    lines.append(f"{len(assumed)} of {len(specs)} are assumed, {len(tied)} are ties.")
+  return "\n".join([*_guesses(assumed, tied), *lines])
+
+
+def _guesses(assumed: Sequence[UnitSpec], tied: Sequence[UnitSpec]) -> list[str]:
+  """What is not known for sure, with the override that settles it."""
+  # What has several axes that could be right is the most in doubt.
+  assumed = sorted(assumed, key=lambda s: -sum(size != 1 for size in s.shape))
+  lines = [
+    f"Assumed, since no rule knows it: {s.path} of shape {s.shape}, units on axes "
+    f"{s.axes}. To settle it, {override_text(s.path, s.axes)}."
+    for s in assumed
+  ]
+  lines += [
+    f"Tie: {s.path} of shape {s.shape}, units on axes {s.axes}, but {_list(s.ties)} "
+    f"would fit as well. To settle it, {override_text(s.path, s.axes)}."
+    for s in tied
+  ]
+  return lines
 
 
 def _row(spec: UnitSpec) -> tuple[str, ...]:

@@ -2,6 +2,7 @@ import dataclasses
 import functools
 import pathlib
 import re
+from typing import NamedTuple
 
 import equinox as eqx
 import flax.linen as nn
@@ -15,11 +16,15 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import alrao_jax.equinox
+import alrao_jax.keras
 import alrao_jax.linen
 import alrao_jax.nnx
 from alrao_jax._rules import RULES, Units, rule_name
 from alrao_jax._tree import flatten_with_paths, head_name, path_of
 from alrao_jax._units import UnitOptions, describe_units, unit_specs
+
+KEY = jax.random.key(0)
 
 
 def shapes(**leaves):
@@ -410,7 +415,9 @@ def test_what_an_error_says_to_write_mends_it(params):
       path, shape = re.search(r"'([\w/]+)' of shape (\(.*?\))", text).groups()
       assert str(dict(flatten_with_paths(params)[0])[path].shape) == shape
       advice = re.search(r"write units=(UnitOptions\(.*\))", text).group(1)
-      advised = eval(advice, {"Units": Units, "UnitOptions": UnitOptions})
+      # An error that can't know the axes recommends none.
+      names = {"Units": Units, "UnitOptions": UnitOptions, "AXES": (-1,)}
+      advised = eval(advice, names)
       overrides += advised.overrides
     else:
       break
@@ -627,6 +634,77 @@ def test_equinox():
 # --- overrides from module types
 
 
+class Variable(NamedTuple):
+  """What a Keras variable tells."""
+
+  path: str
+  shape: tuple[int, ...]
+
+
+class KerasModel(NamedTuple):
+  """What a Keras model tells."""
+
+  trainable_variables: list[Variable]
+
+
+def test_keras_overrides_give_a_list_of_variables_the_units_of_their_paths():
+  model = KerasModel(
+    [
+      Variable("gru/cell/kernel", (2, 12)),
+      Variable("gru/cell/recurrent_kernel", (4, 12)),
+      Variable("gru/cell/bias", (2, 12)),
+      Variable("depthwise/kernel", (2, 2, 4, 2)),
+      Variable("depthwise/bias", (8,)),
+      Variable("p_re_lu/alpha", (1, 1, 4)),
+    ]
+  )
+  overrides = alrao_jax.keras.unit_overrides(model)
+  params = [jax.ShapeDtypeStruct(v.shape, jnp.float32) for v in model[0]]
+  found = list(specs(params, overrides=overrides, strict=True).values())
+  assert [(s.axes, s.group, s.tiles, s.num_units) for s in found] == [
+    ((1,), "gru/cell", 3, 4),
+    ((1,), "gru/cell", 3, 4),
+    ((1,), "gru/cell", 3, 4),
+    ((2, 3), "depthwise", 1, 8),
+    ((0,), "depthwise", 1, 8),
+    ((2,), "p_re_lu/alpha", 1, 4),
+  ]
+
+
+def test_keras_overrides_need_variables_of_different_paths():
+  with pytest.raises(ValueError, match="got none"):
+    alrao_jax.keras.unit_overrides(KerasModel([]))
+  with pytest.raises(ValueError, match="two of the same"):
+    alrao_jax.keras.unit_overrides(KerasModel([Variable("a/kernel", (2, 3))] * 2))
+
+
+def test_equinox_overrides_tell_stacks_from_convolutions():
+  def block(key):
+    return {
+      "linear": eqx.nn.Linear(8, 8, use_bias=False, key=key),
+      "wide": eqx.nn.Linear(3, 8, use_bias=False, key=key),
+      "conv": eqx.nn.Conv1d(4, 8, 3, key=key),
+      "up": eqx.nn.ConvTranspose2d(4, 8, 3, use_bias=False, key=key),
+      "embedding": eqx.nn.Embedding(5, 8, key=key),
+      "norm": eqx.nn.LayerNorm(8, use_bias=False),
+      "group": eqx.nn.GroupNorm(2, 8),
+      "single": [eqx.nn.Identity(), jax.nn.relu],
+    }
+
+  model = eqx.filter_vmap(block)(jax.random.split(KEY, 6))
+  params = eqx.filter(model, eqx.is_inexact_array)
+  overrides = alrao_jax.equinox.unit_overrides(model)
+  found = specs(params, overrides=overrides, unit_axis="first", strict=True)
+  units = {path: spec.axes for path, spec in found.items()}
+  assert units.pop("embedding/weight") == (0, 2)
+  assert set(units.values()) == {(0, 1)}
+  assert {spec.num_units for spec in found.values()} == {48}
+  assert found["conv/weight"].group == found["conv/bias"].group
+  assert found["group/weight"].group == found["group/bias"].group
+  # One layer alone needs none.
+  assert alrao_jax.equinox.unit_overrides(eqx.nn.Linear(3, 4, key=KEY)) == ()
+
+
 class Network(nn.Module):
   """Heads of a kind that the shapes of other layers would not tell."""
 
@@ -688,7 +766,11 @@ def test_describe_units():
   text = describe_units(params, units=UnitOptions((("^frozen", "frozen"),)))
   rows = [line.split("  ") for line in text.splitlines()]
   rows = [[cell.strip() for cell in row if cell.strip()] for row in rows]
-  assert rows[0] == ["parameter", "shape", "unit axes", "group", "units", "rule"]
+  assert text.startswith(
+    "Assumed, since no rule knows it: other/theta of shape (3, 5), units on axes (1,). "
+    "To settle it, write units=UnitOptions(overrides=[(r'^other/theta$', (1,))]).\n"
+  )
+  assert rows[1] == ["parameter", "shape", "unit axes", "group", "units", "rule"]
   assert [
     "cell/dense_h/kernel",
     "(5, 20)",
@@ -701,7 +783,180 @@ def test_describe_units():
   assert ["frozen/kernel", "(3, 5)", "()", "-", "-", "override: frozen"] in rows
   assert ["out/alrao_heads/kernel", "(10, 5, 2)", "(0,)", "-", "10", "head"] in rows
   assert rows[-2] == ["15 rates for 195 parameters in 3 groups."]
-  assert rows[-1] == ["Assumed, since no rule knows them: other/theta."]
+  assert rows[-1] == ["1 of 7 are assumed, 0 are ties."]
+
+
+def test_describe_units_prints_what_is_most_in_doubt_first_and_what_settles_a_tie():
+  params = shapes(
+    a__kernel=(8, 3), a__bias=(3,), b__v=(4,), c__t=(3, 4, 5), d__weight=(8, 8)
+  )
+  params["d"]["bias"] = jax.ShapeDtypeStruct((8,), jnp.float32)
+  first, second, tie, *_, last = describe_units(params).splitlines()
+  assert first.startswith("Assumed, since no rule knows it: c/t of shape (3, 4, 5)")
+  assert second.startswith("Assumed, since no rule knows it: b/v of shape (4,)")
+  assert tie.startswith("Tie: d/weight of shape (8, 8), units on axes (1,), but (0,) ")
+  assert last == "2 of 6 are assumed, 1 are ties."
+  overrides = UnitOptions(((r"^d/weight$", (0,)), (r"b/v|c/t", (0,))), strict=True)
+  assert describe_units(params, overrides).startswith("parameter")
+
+
+# --- ties
+
+
+TORCH = shapes(
+  a__weight=(8, 4), a__bias=(8,), b__weight=(8, 8), b__bias=(8,), c__weight=(5, 5)
+)
+
+
+@pytest.mark.parametrize(
+  ("params", "path", "expected"),
+  [
+    (TORCH, "b/weight", (0,)),
+    (TORCH, "c/weight", (0,)),  # without bias, too
+    (
+      shapes(
+        a__kernel=(3, 1, 4), a__bias=(3,), b__kernel=(8, 8, 8), b__bias=(8,)
+      ),  # NetKet
+      "b/kernel",
+      (0,),
+    ),
+    # Neither could be last: both have their units first.
+    (
+      shapes(a__kernel=(4, 1, 4), a__bias=(4,), b__kernel=(4, 4, 8), b__bias=(4,)),
+      "a/kernel",
+      (0,),
+    ),
+    (
+      shapes(a__weight=(4, 6, 3), a__bias=(4, 6), b__weight=(4, 5, 5), b__bias=(4, 5)),
+      "b/weight",
+      (0, 1),
+    ),
+    (
+      shapes(a__w=(4, 3, 5), a__b=(4, 5), b__w=(4, 4, 4), b__b=(4, 4)),
+      "b/w",
+      (0, 2),
+    ),
+    (
+      shapes(a__kernel=(4, 8), a__bias=(8,), b__kernel=(8, 8), b__bias=(8,)),
+      "b/kernel",
+      (1,),
+    ),
+  ],
+)
+def test_a_tie_follows_its_siblings(params, path, expected):
+  found = specs(params, strict=True)
+  assert found[path].axes == expected
+  assert not found[path].ties and "tie" not in found[path].rule
+
+
+@pytest.mark.parametrize(
+  ("kernel", "bias", "expected"),
+  [
+    ((4, 4, 8), (4,), (0,)),
+    ((4, 1, 4), (4,), (0,)),
+    ((8, 8), (8,), (1,)),
+    ((4, 5, 5), (4, 5), (0, 2)),
+  ],
+)
+def test_a_tie_without_siblings_is_reported_and_refused(kernel, bias, expected):
+  params = shapes(a__weight=kernel, a__bias=bias)
+  found = specs(params)["a/weight"]
+  assert found.axes == expected and found.ties and "tie: " in found.rule
+  with pytest.raises(ValueError, match=r"got 'a/weight'.*for AXES, write") as error:
+    specs(params, strict=True)
+  assert str(found.ties[0]) in str(error.value)
+
+
+def test_a_square_kernel_without_siblings_is_flaxs():
+  params = shapes(a__kernel=(8, 8), a__bias=(8,))
+  (_, kernel) = specs(params, strict=True).values()
+  assert kernel.axes == (1,) and kernel.rule == "kernel with bias, tie: last"
+
+
+def test_a_square_kernel_among_siblings_that_differ_is_refused():
+  params = shapes(a__kernel=(8, 8), a__bias=(8,), b__kernel=(8, 4), b__bias=(8,))
+  params |= shapes(c__kernel=(8, 4), c__bias=(4,))
+  assert specs(params)["a/kernel"].rule.endswith("tie: last, siblings differ")
+  with pytest.raises(ValueError, match="'a/kernel'"):
+    specs(params, strict=True)
+
+
+@pytest.mark.parametrize(
+  ("params", "expected"),
+  [
+    (shapes(w1=(3, 8), b1=(8,), w2=(8, 5), b2=(5,)), {"1", "2"}),
+    (shapes(in_proj_weight=(24, 8), in_proj_bias=(24,)), {"in_proj"}),
+    (
+      [(jnp.ones((3, 8)), jnp.ones(8)), (), (jnp.ones((8, 5)), jnp.ones(5))],
+      {"0", "2"},
+    ),
+    (shapes(weight__args__1=(5, 3), bias=(5,)), {""}),
+    (shapes(net__bias=(5,), net__proj__kernel=(3, 5)), {"net/proj"}),
+  ],
+)
+def test_layers_by_other_names(params, expected):
+  found = specs(params, strict=True)
+  assert {spec.group for spec in found.values()} == expected
+
+
+def test_a_bias_a_step_above_inputs_or_several_kernels_is_its_own():
+  params = shapes(a__bias=(8,), a__encoder__kernel=(8, 4))  # subtracted from inputs
+  assert axes(params) == {"a/bias": (0,), "a/encoder/kernel": (1,)}
+  params = shapes(a__bias=(8,), a__x__kernel=(4, 8), a__y__kernel=(4, 8))
+  assert len(set(groups(params).values())) == 3
+
+
+def test_a_convolution_named_transpose_keeps_what_its_library_keeps():
+  assert axes(shapes(conv2d_transpose__kernel=(3, 3, 5, 4))) == {
+    "conv2d_transpose/kernel": (2,)
+  }
+  assert axes(shapes(ConvTranspose_0__kernel=(3, 3, 4, 5))) == {
+    "ConvTranspose_0/kernel": (3,)
+  }
+  assert axes(shapes(conv_transpose__kernel=(3, 3, 4, 5))) == {
+    "conv_transpose/kernel": (3,)
+  }
+
+
+def test_a_perceptron_of_bare_matrices_is_no_cell():
+  params = shapes(w_i=(3, 8), w_h=(8, 8), w_o=(8, 2), b_i=(8,), b_h=(8,), b_o=(2,))
+  assert len(set(groups(params).values())) == 6
+
+
+def test_an_error_says_what_each_choice_means_and_recommends_none():
+  with pytest.raises(ValueError) as error:
+    specs(shapes(w=(4, 4, 4), b=(4, 4)))
+  assert (
+    "(0, 1) if the layer sums over axis 2; (0, 2) if the layer sums over axis 1; "
+    "(1, 2) if the layer sums over axis 0"
+  ) in str(error.value)
+  assert "overrides=[(r'^w$', AXES)]" in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ("kernel", "bias", "axes_of_kernel", "axes_of_bias"),
+  [
+    ((2, 2, 4, 2), (8,), (2, 3), (0,)),
+    ((7, 4, 3), (12,), (1, 2), (0,)),
+    ((7, 12), (4, 3), (1,), (0, 1)),
+    ((30, 12), (6, 2), (1,), (0, 1)),
+  ],
+)
+@pytest.mark.parametrize("how", ["found", "override"])
+def test_flattened_units(kernel, bias, axes_of_kernel, axes_of_bias, how):
+  params = shapes(a__kernel=kernel, a__bias=bias)
+  overrides = (("kernel", axes_of_kernel),) if how == "override" else ()
+  found = specs(params, strict=True, overrides=overrides)
+  assert found["a/kernel"].axes == axes_of_kernel
+  assert found["a/bias"].axes == axes_of_bias
+  assert found["a/kernel"].num_units == found["a/bias"].num_units
+  assert found["a/kernel"].group == found["a/bias"].group == "a"
+
+
+def test_permuted_units_of_one_number_do_not_share():
+  params = shapes(a__kernel=(7, 2, 4), a__bias=(4, 2))
+  found = specs(params, overrides=(("kernel", (1, 2)),))
+  assert found["a/bias"].group == "a/bias"
 
 
 def test_describe_units_of_nothing():

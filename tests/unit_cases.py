@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+import alrao_jax.equinox
 import alrao_jax.linen
 import alrao_jax.nnx
 from alrao_jax._tree import path_of
@@ -789,6 +790,37 @@ def equinox(make, *inputs, variant="bias", axis=-1, limit=None):
   )
 
 
+def equinox_stack(make, *inputs, variant, units=(0, -1), limit=None):
+  """Adds a case of two layers of equinox in one, as filter_vmap makes them."""
+  keys = jax.random.split(jax.random.key(0), 2)
+  model = eqx.filter_eval_shape(eqx.filter_vmap(lambda key: make(key=key)), keys)
+  layer = f"equinox.{type(model).__name__}"
+
+  def build():
+    arrays, static = eqx.partition(model, lambda x: isinstance(x, jax.ShapeDtypeStruct))
+
+    @eqx.filter_vmap(in_axes=(eqx.if_array(0), None))
+    def call(arrays, inputs):
+      return eqx.combine(arrays, static)(*inputs)
+
+    return fill(arrays, layer), lambda p: {"": call(p, inputs)}
+
+  def overrides():
+    return alrao_jax.equinox.unit_overrides(model)
+
+  CASES.append(
+    Case(
+      layer,
+      variant,
+      build,
+      {"": units},
+      limit,
+      overrides=overrides,
+      options={"unit_axis": "first"},
+    )
+  )
+
+
 PIXELS = IMAGE[0].transpose(2, 0, 1)  # equinox's channels come first
 for bias in (True, False):
   variant = "bias" if bias else "no bias"
@@ -817,3 +849,25 @@ for bias in (True, False):
   equinox(
     lambda key, bias=bias: eqx.nn.LayerNorm(4, use_bias=bias), CARRY[0], variant=variant
   )
+
+equinox_stack(partial(eqx.nn.Linear, 3, 4), X[0], variant="stack")
+equinox_stack(
+  partial(eqx.nn.Linear, 3, 4, use_bias=False),
+  X[0],
+  variant="stack, no bias",
+  limit="coarse",
+)
+equinox_stack(
+  partial(eqx.nn.Conv2d, 2, 4, 3, use_bias=False),
+  PIXELS,
+  variant="stack, no bias",
+  units=(0, 1),
+  limit="coarse",
+)
+equinox_stack(lambda key: eqx.nn.LayerNorm(4), CARRY[0], variant="stack")
+equinox_stack(
+  lambda key: eqx.nn.LayerNorm(4, use_bias=False),
+  CARRY[0],
+  variant="stack, no bias",
+  limit="coarse",
+)
