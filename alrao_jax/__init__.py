@@ -6,7 +6,6 @@ from typing import Any
 from ._alrao import DropDivergedState as DropDivergedState
 from ._alrao import GatherUnitsState as GatherUnitsState
 from ._alrao import ScheduleFreeAlraoState as ScheduleFreeAlraoState
-from ._alrao import SteppedAverage as SteppedAverage
 from ._alrao import alrao as alrao
 from ._alrao import drop_diverged as drop_diverged
 from ._alrao import eval_params as eval_params

@@ -75,8 +75,8 @@ def alrao(
       own rate times ``weight_decay``. For the coupled kind put
       ``optax.add_decayed_weights`` first in ``base``. A number or a schedule.
     weight_decay_mask: The ``mask`` of :func:`optax.add_decayed_weights`.
-    averaging: How the posteriors learn, one for each MultiHead: :func:`switch`,
-      :func:`bayes` or :func:`fixed_share`; see :func:`track_heads`.
+    averaging: How the posteriors learn, one for each MultiHead; see
+      :func:`track_heads`.
     distribution: See :func:`scale_by_unit_rates`.
     units: How the units are read; see :class:`UnitOptions`.
     heads: ``False`` says that the model has an ordinary output layer and no MultiHead.
@@ -225,6 +225,7 @@ def drop_diverged() -> optax.GradientTransformation:
 
   def update_fn(updates, state, params=None):
     del params
+    _tree.check_state("drop_diverged().update()", state, DropDivergedState)
     broken = {True: [jnp.zeros([], bool)], False: [jnp.zeros([], bool)]}
     for path, leaf in jax.tree_util.tree_leaves_with_path(updates):
       is_head = _tree.head_name(_tree.path_of(path)) is not None
@@ -372,19 +373,6 @@ def _check_base(base):
     )
 
 
-class SteppedAverage(NamedTuple):
-  """What :func:`schedule_free_alrao` keeps for parameters in half precision.
-
-  Attributes:
-    x: The average of the parameters, a tree like them in float32 or wider.
-    z: The sum of all steps, a tree of the same kind; rounded parameters don't tell it.
-      A change that is no step, such as a projection, moves neither.
-  """
-
-  x: Any
-  z: Any
-
-
 class GatherUnitsState(NamedTuple):
   """State of the units' rates in :func:`schedule_free_alrao`.
 
@@ -411,13 +399,16 @@ class ScheduleFreeAlraoState(NamedTuple):
 
   Attributes:
     average: What :func:`eval_params` returns, a tree like the parameters in float32 or
-      wider. If a parameter is in half precision, a :class:`SteppedAverage` of two such
-      trees.
+      wider.
+    z: The sum of all steps, a tree of the same kind, if a parameter is in half
+      precision: rounded parameters don't tell it. A change of the parameters that is no
+      step, such as a projection, leaves it alone. Else None.
     count: int32 scalar, the number of steps.
     inner: State of the chain whose steps are averaged.
   """
 
   average: Any
+  z: Any
   count: jax.Array
   inner: Any
 
@@ -482,7 +473,7 @@ def schedule_free_alrao(
     interpolation: In ``[0, 1)``; 0 takes gradients at :math:`z`, plain averaging.
     power: At least 0. In the average, the weight of step t grows as t to this power; 0
       is the mean of all steps.
-    b2: In ``[0, 1]``; decay of the average of squared gradients.
+    b2: In ``[0, 1)``; decay of the average of squared gradients.
     eps: At least 0; added to its root.
     weight_decay: See :func:`alrao`.
     weight_decay_mask: See :func:`alrao`.
@@ -527,8 +518,10 @@ def schedule_free_alrao(
   _checks.check_non_negative(call, "power", power)
   _checks.check_probability(call, "b2", b2)
   _checks.check_non_negative(call, "eps", eps)
-  if _checks.is_concrete(interpolation) and interpolation == 1:
-    raise ValueError(f"{call[:-1]}interpolation=...) must be less than 1, got 1.")
+  for name, value in (("interpolation", interpolation), ("b2", b2)):
+    rounded = name == "b2" and _is_half(value)  # 0.999, to the nearest bfloat16
+    if _checks.is_concrete(value) and value == 1 and not rounded:
+      raise ValueError(f"{call[:-1]}{name}=...) must be less than 1, got 1.")
   check_options(call, units)
   _check_flag(call, heads)
   parts = [drop_diverged(), _scale_by_root_mean_square(b2, eps)]
@@ -545,10 +538,14 @@ def schedule_free_alrao(
   def init_fn(params):
     wide = _widened(params)
     # Copies: a donated state must not hold the parameters' buffers.
-    average = jax.tree.map(jnp.copy, wide)
-    if any(map(_is_half, jax.tree.leaves(params))):
-      average = SteppedAverage(x=average, z=jax.tree.map(jnp.copy, wide))
-    return ScheduleFreeAlraoState(average, jnp.zeros([], jnp.int32), chain.init(wide))
+    average, z = jax.tree.map(jnp.copy, wide), None
+    arrays = [leaf for leaf in jax.tree.leaves(params) if hasattr(leaf, "dtype")]
+    if not arrays:  # of optax.tree.map_params: a leaf in place of what depends on them
+      z = jnp.zeros([])
+    elif any(map(_is_half, arrays)):
+      z = jax.tree.map(jnp.copy, wide)
+    count = jnp.zeros([], jnp.int32)
+    return ScheduleFreeAlraoState(average, z, count, chain.init(wide))
 
   def update_fn(updates, state, params=None, **extra_args):
     if params is None:
@@ -562,9 +559,11 @@ def schedule_free_alrao(
     wide = _widened(params)
     steps, inner = chain.update(_widened(updates), state.inner, wide, **extra_args)
     count = jnp.asarray(optax.safe_increment(state.count))
-    follow = _follow_rounded if type(state.average) is SteppedAverage else _follow
-    moves, average = follow(state.average, steps, params, count, interpolation, power)
-    new_state = ScheduleFreeAlraoState(average, count, inner)
+    follow = _follow if state.z is None else _follow_rounded
+    moves, average, z = follow(
+      state.average, state.z, steps, params, count, interpolation, power
+    )
+    new_state = ScheduleFreeAlraoState(average, z, count, inner)
     return _with_dtypes_of(updates, moves), new_state
 
   tx = optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -581,7 +580,7 @@ def _share(count, power, dtype):
   return (1 + gamma) / (count.astype(dtype) + gamma)
 
 
-def _follow(average, steps, params, count, interpolation, power):
+def _follow(average, z, steps, params, count, interpolation, power):
   """Returns how the parameters y move with the steps of z, and the new average x."""
 
   def away(step, y, x):
@@ -596,10 +595,10 @@ def _follow(average, steps, params, count, interpolation, power):
     return x + _share(count, power, y.dtype) * away(step, y, x)
 
   trees = (steps, params, average)
-  return jax.tree.map(move, *trees), jax.tree.map(towards, *trees)
+  return jax.tree.map(move, *trees), jax.tree.map(towards, *trees), z
 
 
-def _follow_rounded(average, steps, params, count, interpolation, power):
+def _follow_rounded(average, z, steps, params, count, interpolation, power):
   """The same for half-precision parameters, which are y rounded: z is kept."""
 
   def step_z(z, step, y):
@@ -615,17 +614,17 @@ def _follow_rounded(average, steps, params, count, interpolation, power):
     before, after = ((1 - beta) * b + beta * a for a, b in ((old_x, old_z), (x, z)))
     wide = y.astype(x.dtype)
     # Add what rounding lost of the last moves: at most half of the distance to the next
-    # number, and a little. Any other change of y is the user's.
+    # number, and a little, or a tie would round back. Another change of y, such as a
+    # projection, is taken back only as slowly.
     lost = before - wide
-    towards = jnp.where(lost < 0, -jnp.inf, jnp.inf).astype(y.dtype)
-    reach = 0.55 * jnp.abs(jnp.nextafter(y, towards).astype(x.dtype) - wide)
+    side = jnp.where(lost < 0, -jnp.inf, jnp.inf).astype(y.dtype)
+    reach = 0.51 * jnp.abs(jnp.nextafter(y, side).astype(x.dtype) - wide)
     return after - before + jnp.clip(lost, -reach, reach)
 
-  old_x, old_z = average
-  z = jax.tree.map(step_z, old_z, steps, params)
-  x = jax.tree.map(towards, old_x, z)
-  moves = jax.tree.map(move, x, z, old_x, old_z, params)
-  return moves, SteppedAverage(x, z)
+  new_z = jax.tree.map(step_z, z, steps, params)
+  new_average = jax.tree.map(towards, average, new_z)
+  moves = jax.tree.map(move, new_average, new_z, average, z, params)
+  return moves, new_average, new_z
 
 
 def eval_params(opt_state: Any, params: Any) -> Any:
@@ -680,7 +679,6 @@ def averages_by_path(call: str, opt_state: Any, params: Any) -> dict[str, Any]:
   nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, kind))
   # Keep the state's boxes: they may hold part of a path.
   (average,) = (node.average for node in nodes if isinstance(node, kind))
-  average = average.x if type(average) is SteppedAverage else average
   held = dict(_tree.flatten_with_paths(average)[0])
   given = {
     path: getattr(leaf, "shape", None)

@@ -544,7 +544,7 @@ def _check_averaged(call, params, opt_state):
   given = dict(flatten_with_paths(params)[0])
   pairs = [(given[path], average) for path, average in averages.items()]
   if not any(isinstance(x, jax.core.Tracer) for pair in pairs for x in pair) and all(
-    np.array_equal(np.asarray(leaf), np.asarray(jnp.asarray(average, leaf.dtype)))
+    _same(np.asarray(leaf), np.asarray(jnp.asarray(average, leaf.dtype)))
     for leaf, average in pairs
   ):
     return
@@ -554,6 +554,11 @@ def _check_averaged(call, params, opt_state):
     "Write export(opt_state, eval_params(opt_state, params)), outside of jax.jit; for "
     "parameters of another step, name the head: export(None, params, head=...)."
   )
+
+
+def _same(one: np.ndarray, other: np.ndarray) -> bool:
+  """Whether arrays of one shape are equal; NaN equals NaN, in every dtype."""
+  return bool(((one == other) | ((one != one) & (other != other))).all())
 
 
 def one_head(leaf: Any, index: Any) -> Any:

@@ -18,6 +18,9 @@ _SURGE = 100.0
 
 # The share of a largest gradient that is left a step later: 460 steps leave 1 %.
 _MEMORY = 0.99
+# How much a skipped batch raises it at most: a batch that comes back every other step
+# is soon made, and three broken ones in a row of good ones are still skipped.
+_RISE = 10.0
 
 
 class Guard(NamedTuple):
@@ -223,6 +226,10 @@ def skip_broken_batches(
     :math:`r \leftarrow \max(\|g\|, 0.99 r)`; or
   - a :func:`guard_units` in ``inner`` stops more than half of the units.
 
+  A skipped batch raises the largest norms, too, up to 10 times: what comes back every
+  few steps belongs to the task, and is not skipped for good. A batch that is 100 times
+  larger than all others and comes back after hundreds of steps is skipped each time.
+
   Then the step changes nothing, neither the parameters nor the state of ``inner``:
   momenta, counts, the heads' posterior and the guard's slowdowns stay as they were.
   This happens only once in a row. The next step is made, whatever its batch looks like:
@@ -272,6 +279,7 @@ def skip_broken_batches(
     )
 
   def update_fn(updates, state, params=None, **extra_args):
+    _tree.check_state(f"{call}.update()", state, SkipBrokenBatchesState)
     network = unit_map(updates if params is None else params, units)
     largest = (state.largest_units, state.largest_heads)
     network.check(f"{call}.update()", state.fingerprint, *largest)
@@ -292,7 +300,8 @@ def skip_broken_batches(
 
     def grown(length, most):
       seen = jnp.where(jnp.isfinite(length), length, jnp.zeros_like(length))
-      return kept(most, jnp.maximum(seen, jnp.asarray(_MEMORY, dtype) * most))
+      faded = jnp.maximum(seen, jnp.asarray(_MEMORY, dtype) * most)
+      return kept(jnp.minimum(faded, jnp.asarray(_RISE, dtype) * most), faded)
 
     of_units, of_heads = map(grown, lengths, largest)
     return (

@@ -96,8 +96,7 @@ def track_heads(
     report /= jax.lax.psum(n, "data")
 
   Args:
-    averaging: How the posterior learns: :func:`switch`, :func:`bayes` or
-      :func:`fixed_share`.
+    averaging: How the posterior learns, an :class:`Averaging`.
 
   Returns:
     The transformation. Updates keep their sign. If the model has several

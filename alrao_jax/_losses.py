@@ -360,7 +360,10 @@ def classification_loss(
     in_range = (labels >= 0) & (labels < num_classes)
     weights = _without(call, ignored, weights, batch, dtype)
     rule = f"must be classes, 0 to {num_classes - 1}"
-    _check_known(call, labels, in_range | ignored, weights, rule)
+    write = _IGNORE + (
+      " To count classes from the end, as optax does, write labels % num_classes."
+    )
+    _check_known(call, labels, in_range | ignored, weights, rule, write)
     # Check before the cast, which may turn one label into another.
     one_hot = jax.nn.one_hot(labels.astype(np.int32), num_classes, dtype=bool)
     in_range = jnp.asarray(in_range)
@@ -381,7 +384,9 @@ def classification_loss(
         f"probabilities of shape {labels.shape}: write weights=, 0 to ignore."
       )
     targets = as_array(call, "labels", labels, labels.shape, dtype)
-    _check_known(call, labels, targets >= 0, weights, "must not be negative")
+    rule = "must be probabilities, 0 or more"
+    write = "Write weights=, 0 for examples to ignore."
+    _check_known(call, labels, targets >= 0, weights, rule, write)
     targets = jnp.where(targets >= 0, targets, jnp.nan)
   else:
     raise ValueError(
@@ -435,7 +440,15 @@ def _without(call: str, ignored: Any, weights: Any, shape: Any, dtype: Any) -> A
   return jnp.where(jnp.asarray(ignored), 0, weights)
 
 
-def _check_known(call: str, labels: Any, valid: Any, weights: Any, rule: str) -> None:
+_IGNORE = (
+  "If it marks ignored examples, write ignore_label={0}, or weights= with 0 for those "
+  "examples."
+)
+
+
+def _check_known(
+  call: str, labels: Any, valid: Any, weights: Any, rule: str, write: str
+) -> None:
   """Refuses labels that are not valid, if they and their weights are known."""
 
   def known(x):
@@ -451,9 +464,7 @@ def _check_known(call: str, labels: Any, valid: Any, weights: Any, rule: str) ->
   if wrong.any():
     first = labels[wrong][0]
     raise ValueError(
-      f"{call[:-1]}labels=...) {rule}, got {first}. If it marks ignored examples, "
-      f"write ignore_label={first}, or weights= with 0 for those examples. To count "
-      "classes from the end, as optax does, write labels % num_classes."
+      f"{call[:-1]}labels=...) {rule}, got {first}. {write.format(first)}"
     )
 
 
@@ -514,7 +525,7 @@ def binary_loss(
   none_left = ignored.all(axis=-1) if labels.ndim > 1 else ignored
   weights = _without(call, none_left, weights, examples, dtype)
   valid = (labels >= 0) & (labels <= 1)
-  _check_known(call, labels, valid | ignored, weights, "must be 0 to 1")
+  _check_known(call, labels, valid | ignored, weights, "must be 0 to 1", _IGNORE)
   ignored = jnp.asarray(ignored)
 
   def log_prob(logits):

@@ -177,8 +177,8 @@ def scalars(
   ``alrao/units_guarded``        Share of the guarded units that were stopped at least
                                  once; only with a :func:`guard_units`.
   ``alrao/guard_trips``          How often the guard stopped a unit, in total.
-  ``alrao/skipped_steps``        Number of skipped steps; only with a
-                                 :func:`skip_broken_batches`.
+  ``alrao/skipped_steps``        Number of skipped steps, which no other count holds;
+                                 only with a :func:`skip_broken_batches`.
   =============================  ====================================================
 
   A unit, or a head, *moves* in a step if its update is finite and longer than the norm
@@ -189,8 +189,8 @@ def scalars(
   settles inside the interval. If it settles at an end, move the interval that way. The
   method expects a few diverged heads at the fast end. It does not expect a growing
   ``all_heads_diverged_steps`` or a falling ``units_moving``: then a unit that is too
-  fast has made the network overflow, or a whole layer stands. Write
-  ``guard=alrao.guard()``, or lower ``max_learning_rate``. Note that many units of a
+  fast has made the network overflow, a label is no class, or a whole layer stands.
+  Write ``guard=alrao.guard()``, or lower ``max_learning_rate``. Note that many units of a
   network with ReLU are silent on some batches, and half precision loses the steps of
   slow units. Under :class:`optax.MultiSteps` only each k-th update is not zero: look
   only at steps where ``optimizer.has_updated(opt_state)``.

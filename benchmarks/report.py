@@ -345,7 +345,9 @@ def arena_part() -> list[str]:
     values = [value for one in untuned if (value := of(one)) is not None]
     return choose(values, default=None)
 
-  def below(one: tables.Standing) -> int:
+  def below(one: tables.Standing) -> int | None:
+    if one.mean is None:
+      return None
     return sum(
       value is not None and round(value, 3) < 1 for value in one.ratios.values()
     )

@@ -663,8 +663,9 @@ def test_a_broken_batch_leaves_no_trace(name, size):
   assert not any(leaf.any() for leaf in jax.tree.leaves(updates))
   after = driver.state
   assert_trees_equal(after.inner, before.inner)
-  assert_trees_equal(after.largest_heads, before.largest_heads)
-  assert_trees_equal(after.largest_units, before.largest_units)
+  for field in ("largest_heads", "largest_units"):
+    rise = getattr(after, field) / getattr(before, field)
+    assert ((rise > 0.98) & (rise < 10.01)).all()
   assert (int(before.skipped_steps), int(after.skipped_steps)) == (0, 1)
   # The next step is made as ever.
   updates = driver.step(0.1)
@@ -680,6 +681,17 @@ def test_in_a_second_such_step_running_the_units_are_to_blame():
     trips.append(int(trips_of(driver.state).sum()))
   assert trips == [0, 0, 0, 9, 18, 18, 18]
   assert int(driver.state.skipped_steps) == 1
+
+
+@pytest.mark.parametrize("every", [2, 4, 50])
+def test_a_large_batch_that_comes_back_is_not_skipped_for_good(every):
+  optimizer = alrao.skip_broken_batches(optax.sgd(1e-3))
+  params = {"kernel": jnp.ones((3, 2))}
+  state, update = optimizer.init(params), jax.jit(optimizer.update)
+  for step in range(6 * every):
+    size = 1.0 if step % every == every - 1 else 1e-3
+    _, state = update({"kernel": jnp.full((3, 2), size)}, state, params)
+  assert int(state.skipped_steps) <= 2
 
 
 def test_broken_batches_far_apart_are_each_skipped():
@@ -873,3 +885,13 @@ def test_no_leaf_of_a_state_is_empty_and_orbax_restores_it(part, tmp_path):
     checkpointer.wait_until_finished()
     restored = checkpointer.restore(tmp_path / "state", optimizer.init(params))
   assert_trees_equal(restored, state)
+
+
+@pytest.mark.parametrize(
+  "make", [alrao.drop_diverged, lambda: alrao.skip_broken_batches(optax.sgd(0.1))]
+)
+def test_a_state_restored_as_plain_dicts_is_named(make):
+  optimizer, params = make(), {"kernel": jnp.ones((3, 2))}
+  raw = optimizer.init(params)._asdict()
+  with pytest.raises(TypeError, match="restored without a target"):
+    optimizer.update(params, raw, params)

@@ -263,7 +263,7 @@ def test_half_precision_keeps_the_small_steps(dtype):
 @pytest.mark.parametrize("dtype", HALF)
 def test_half_precision_holds_two_copies_in_float32(dtype):
   state = alrao.schedule_free_alrao(KEY).init(one_weight(dtype))
-  for tree in state.average:
+  for tree in (state.average, state.z):
     assert {x.dtype for x in jax.tree.leaves(tree)} == {jnp.dtype("float32")}
   wide = alrao.schedule_free_alrao(KEY).init(one_weight(jnp.float32))
   assert len(jax.tree.leaves(state)) == len(jax.tree.leaves(wide)) + 2
@@ -411,3 +411,19 @@ def test_eval_params_of_another_optimizer_are_an_error():
   params = make_params()
   with pytest.raises(ValueError, match="schedule_free_alrao"):
     alrao.eval_params(alrao.alrao(KEY).init(params), params)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, *HALF])
+def test_specs_of_parameters_map_onto_the_state(dtype):
+  optimizer, params = alrao.schedule_free_alrao(KEY), one_weight(dtype)
+  state = optimizer.init(params)
+  specs = jax.tree.map(lambda _: "spec", params)
+  mapped = optax.tree.map_params(
+    optimizer, lambda _, spec: spec, state, specs, transform_non_params=lambda _: None
+  )
+  assert mapped.average == specs
+
+
+def test_a_decay_of_one_is_refused():
+  with pytest.raises(ValueError, match=r"b2=\.\.\.\) must be less than 1, got 1"):
+    alrao.schedule_free_alrao(KEY, b2=1.0)

@@ -128,4 +128,4 @@ def test_nothing_else_of_the_state_grows_with_the_network():
     num_entries = sum(leaf.size for leaf in jax.tree.leaves(opt_state))
     rates = find_rates(opt_state)
     sizes.append(num_entries - rates.ladder.size - rates.quantiles.size)
-  assert sizes[0] == sizes[1] < 4 * NUM_HEADS + 10
+  assert sizes[0] == sizes[1] < 5 * NUM_HEADS + 20
