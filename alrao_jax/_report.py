@@ -190,8 +190,8 @@ def scalars(
   method expects a few diverged heads at the fast end. It does not expect a growing
   ``all_heads_diverged_steps`` or a falling ``units_moving``: then a unit that is too
   fast has made the network overflow, a label is no class, or a whole layer stands.
-  Write ``guard=alrao.guard()``, or lower ``max_learning_rate``. Note that many units of a
-  network with ReLU are silent on some batches, and half precision loses the steps of
+  Write ``guard=alrao.guard()``, or lower ``max_learning_rate``. Note that many units of
+  a network with ReLU are silent on some batches, and half precision loses the steps of
   slow units. Under :class:`optax.MultiSteps` only each k-th update is not zero: look
   only at steps where ``optimizer.has_updated(opt_state)``.
 
