@@ -1,5 +1,5 @@
 # Each target makes its own virtual environment on first use, from pyproject.toml alone:
-# Python 3.11 or newer and make are all a machine needs.
+# A machine needs only Python 3.11 or newer and make.
 #
 #   make demo                        train on real images: table and picture
 #   make test                        the fast tests
@@ -52,7 +52,7 @@ types: $(VENV)/.dev
 build: $(VENV)/.dev
 	$(BIN)/python -m build
 
-# One environment, filled as far as a target needs; anew when pyproject.toml changes.
+# One environment, filled as far as a target needs, and again when pyproject.toml changes.
 $(VENV)/.created:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and \
 	"alrao-jax needs Python 3.11 or newer, but $(PYTHON) is %d.%d. Name another one: make $(MAKECMDGOALS) PYTHON=python3.12" % v[:2])'

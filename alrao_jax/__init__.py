@@ -73,7 +73,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-  # Flax is imported when one of these is first used, and not with the core.
+  # Import a framework with the first use of its name, not with the core.
   if name in ("linen", "nnx", "equinox", "keras"):
     return importlib.import_module(f".{name}", __name__)
   raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""Alrao, the papers' and schedule-free, as chains of the library's parts."""
+"""The papers' Alrao and schedule-free Alrao, as chains of the library's parts."""
 
 import math
 from typing import Any, NamedTuple
@@ -37,10 +37,10 @@ def alrao(
   r"""All learning rates at once: an optimizer with no learning rate to choose.
 
   Every unit of the network trains with a rate of its own, drawn log-uniformly from a
-  wide interval. The output layer stands in ``num_heads`` copies (a
-  :class:`~alrao_jax.linen.MultiHead`), each with a fixed rate, whose predictions are
-  averaged with the posterior :math:`a` that this optimizer keeps. A chain of public
-  parts, to be rebuilt at will::
+  wide interval. The output layer has ``num_heads`` copies (a
+  :class:`~alrao_jax.linen.MultiHead`), each with a fixed rate. The optimizer keeps a
+  posterior :math:`a` over them, which weighs their predictions. It is a chain of public
+  parts, which you may rebuild as you like::
 
     optax.chain(
       alrao.drop_diverged(),
@@ -52,22 +52,22 @@ def alrao(
       alrao.guard_units(guard),
       alrao.track_heads(averaging))
 
-  with a ``guard`` within :func:`skip_broken_batches`.
+  With a ``guard``, :func:`skip_broken_batches` wraps this chain.
 
-  Which interval goes with which base: ``[1e-5, 10]`` (the default) for plain SGD, and
-  ``[1e-6, 1]`` for ``optax.scale_by_adam()``, both the papers'. A base with momentum
-  0.9 multiplies the size of steps by 10, as everywhere. The papers find Alrao less
-  reliable on Adam than on SGD.
+  The papers use the interval ``[1e-5, 10]`` (the default) for plain SGD, and
+  ``[1e-6, 1]`` for ``optax.scale_by_adam()``. A base with momentum 0.9 makes steps 10
+  times as large, as everywhere. The papers find Alrao less reliable on Adam than on
+  SGD.
 
   Args:
-    key: JAX random key, from which the rates are drawn. With
-      :func:`optax.inject_hyperparams` name it a constant, or it becomes part of the
-      state: ``optax.inject_hyperparams(alrao.alrao, static_args=("key",))(key)``.
-    base: What to do with gradients before the rates: ``optax.trace(0.9)`` for
-      momentum, ``optax.scale_by_adam()``, a chain, ...; plain SGD by default. A
-      ``scale_by_*`` part, without a learning rate of its own. A part that mixes the
-      entries of its tree (a global norm) belongs into :func:`per_head`. Half precision
-      is shown to it as float32, so that its averages are float32 too.
+    key: JAX random key that draws the rates. With :func:`optax.inject_hyperparams`,
+      declare it a constant, or it becomes part of the state:
+      ``optax.inject_hyperparams(alrao.alrao, static_args=("key",))(key)``.
+    base: What to do with gradients before the rates: ``optax.trace(0.9)`` for momentum,
+      ``optax.scale_by_adam()``, a chain, ...; plain SGD by default. It must have no
+      learning rate of its own. Put a part that mixes the entries of its tree (a global
+      norm) into :func:`per_head`. The base sees half precision as float32, so its
+      averages are float32 too.
     min_learning_rate: Positive; the lower bound of the interval.
     max_learning_rate: At least ``min_learning_rate``; the upper bound.
     schedule: A number, or a function of the step count, that multiplies all rates.
@@ -79,9 +79,9 @@ def alrao(
       :func:`bayes` or :func:`fixed_share`; see :func:`track_heads`.
     distribution: See :func:`scale_by_unit_rates`.
     units: How the units are read; see :class:`UnitOptions`.
-    heads: ``False`` says that the model has no MultiHead but an ordinary output layer,
-      whose units draw rates like all others; ``update`` takes no
-      ``head_log_likelihoods`` then.
+    heads: ``False`` says that the model has an ordinary output layer and no MultiHead.
+      Its units then draw rates like all others, and ``update`` takes no
+      ``head_log_likelihoods``.
     single_head_learning_rate: See :func:`scale_by_unit_rates`.
     guard: ``alrao.guard()`` stops and slows units that are about to explode, in
       networks without normalisation and for wide intervals, and skips broken batches;
@@ -140,7 +140,7 @@ def alrao(
     else:
       _checks.check_non_negative("alrao()", "schedule", schedule)
       wide.append(optax.scale_by_schedule(lambda _: schedule))  # keeps the dtype
-  # What follows must see the parameters' own dtype: the numbers that it can't hold.
+  # The next parts must see the parameters' own dtype, to know what it can't hold.
   parts = [drop_diverged(), in_float32(optax.chain(*wide))]
   if guard is not None:
     parts.append(guard_units(guard, units=units))
@@ -164,7 +164,7 @@ def _check_flag(call, heads):
 
 
 def _without_heads(call, tx):
-  """The optimizer of a model that is said to have no MultiHead."""
+  """The optimizer of a model without MultiHead; its ``init`` refuses one."""
 
   def init_fn(params):
     if layers := _tree.layers_of(call, params):
@@ -182,10 +182,10 @@ class DropDivergedState(NamedTuple):
 
   Attributes:
     nonfinite_body_steps: int32 scalar, the number of steps with NaN or an infinity in
-      the gradient of a parameter that is no head's.
-    nonfinite_head_steps: The same for the heads' parameters. (The gradient of a head
-      that has no part in the mixture is finite: :class:`~alrao_jax.linen.MultiHead`
-      sees to it.)
+      the gradient of a body parameter.
+    nonfinite_head_steps: The same for the heads' parameters.
+      (:class:`~alrao_jax.linen.MultiHead` keeps the gradient of a head without a part
+      in the mixture finite.)
   """
 
   nonfinite_body_steps: jax.Array
@@ -194,16 +194,17 @@ class DropDivergedState(NamedTuple):
 
 @_checks.refuses_removed
 def drop_diverged() -> optax.GradientTransformation:
-  """Zeroes gradient entries that a base's state would keep for good, and counts steps.
+  """Zeroes gradient entries that a base's state would keep forever, and counts steps.
 
-  NaN and infinities of a diverged unit, and entries beyond 1e18, whose squares
-  overflow float32: Adam would sum them and never move that weight again. The first
-  part of :func:`alrao`; the first of a chain of one's own, too, since the gradient of
-  a head with a part in the mixture is as it is, finite or not, for loss scaling to see.
-  :func:`scalars` shows in how many steps there was something that is not finite.
+  These are NaN, infinities, and entries beyond 1e18, whose squares overflow float32:
+  Adam would sum them and never move that weight again. This is the first part of
+  :func:`alrao`, and should be the first part of your own chain: the gradient of a head
+  with a part in the mixture may be non-finite, so that loss scaling sees it.
+  :func:`scalars` shows in how many steps the gradient was not finite.
 
   Returns:
-    The transformation. Updates keep their sign; heads are counted apart.
+    The transformation. Updates keep their sign. Steps are counted for the body and for
+    the heads.
 
   Example:
     >>> import alrao_jax as alrao, jax.numpy as jnp
@@ -247,21 +248,21 @@ def in_float32(
 ) -> optax.GradientTransformationExtraArgs:
   """Shows a transformation half-precision gradients and parameters as float32.
 
-  A base keeps its averages in the dtype of the parameters. In bfloat16 a decay of
-  0.999 is 1, so that an average of squares never falls again; in float16 the square of
-  300 is infinite and an epsilon of 1e-8 is 0. :func:`alrao` puts its base in here; in
-  a chain of one's own write it around all from the base to the rates. What must know
-  the parameters' own dtype stands outside: :func:`drop_diverged`, :func:`guard_units`,
-  :func:`track_heads`, and :func:`schedule_free_alrao`, which does all of this itself.
+  A base keeps its averages in the dtype of the parameters. In bfloat16 a decay of 0.999
+  is 1, so an average of squares never falls; in float16 the square of 300 is infinite
+  and an epsilon of 1e-8 is 0. :func:`alrao` wraps its base in this function; in your
+  own chain, wrap everything from the base to the rates. Leave out what must know the
+  parameters' own dtype: :func:`drop_diverged`, :func:`guard_units` and
+  :func:`track_heads`. :func:`schedule_free_alrao` does all of this itself.
 
   Args:
-    tx: The transformation, also one that takes extra arguments. A dtype that it is
-      given of its own stays, such as ``optax.scale_by_adam(mu_dtype=jnp.bfloat16)``.
+    tx: The transformation, which may take extra arguments. Its own dtype options still
+      hold, such as ``optax.scale_by_adam(mu_dtype=jnp.bfloat16)``.
 
   Returns:
-    The transformation. Its state is that of ``tx`` for float32 parameters, and keeps
-    its dtypes; its updates have the dtypes of the gradients. Leaves of float32,
-    float64 or integers, and complex ones, are left alone and cost nothing.
+    The transformation. Its state is that of ``tx`` for float32 parameters; its updates
+    have the dtypes of the gradients. Leaves of float32, float64, complex or integer
+    dtype pass unchanged.
 
   Raises:
     TypeError: If ``tx`` is no gradient transformation.
@@ -300,7 +301,7 @@ def _is_half(leaf):
 
 
 def _widened(tree):
-  """The tree with all that is in half precision as float32."""
+  """The tree, with half precision as float32."""
 
   def widen(leaf):
     if not _is_half(leaf):
@@ -313,7 +314,7 @@ def _widened(tree):
 
 
 def _with_dtypes_of(like, tree):
-  """The tree with the dtypes of another one of its structure; integers as they are."""
+  """The tree in the dtypes of another one; integers stay as they are."""
 
   def cast(leaf, target):
     dtypes = [getattr(x, "dtype", np.dtype(object)) for x in (leaf, target)]
@@ -326,7 +327,7 @@ def _with_dtypes_of(like, tree):
 
 
 def _add_decayed_weights(call: str, weight_decay: optax.ScalarOrSchedule, mask: Any):
-  """`optax.add_decayed_weights`, whatever the type of the number or its schedule."""
+  """:func:`optax.add_decayed_weights` for a number or a schedule of any dtype."""
   number: Any = weight_decay
   if not callable(weight_decay):
     _checks.check_non_negative(call, "weight_decay", weight_decay)
@@ -349,8 +350,8 @@ def _check_base(base):
       f"optax.trace(0.9) or optax.scale_by_adam(), got {base!r}."
     )
 
-  # A learning rate turns the gradient's sign: a step from each side of zero tells, and
-  # a base that adds noise can't turn both.
+  # A learning rate flips the sign of the gradient. A step from each side of zero shows
+  # it; a base that adds noise can't flip both.
   def turns(gradient: float) -> bool:
     tree = {"probe": jnp.full([], gradient)}
     updates: Any = base.update(tree, base.init(tree), tree)[0]
@@ -372,12 +373,12 @@ def _check_base(base):
 
 
 class SteppedAverage(NamedTuple):
-  """What :func:`schedule_free_alrao` averages where parameters are in half precision.
+  """What :func:`schedule_free_alrao` keeps for parameters in half precision.
 
   Attributes:
-    x: Like the parameters, in float32 or wider: their average.
-    z: Likewise: the sum of all steps, which rounded parameters don't tell. What else
-      moves the parameters, such as a projection, moves neither.
+    x: The average of the parameters, a tree like them in float32 or wider.
+    z: The sum of all steps, a tree of the same kind; rounded parameters don't tell it.
+      A change that is no step, such as a projection, moves neither.
   """
 
   x: Any
@@ -388,14 +389,14 @@ class GatherUnitsState(NamedTuple):
   """State of the units' rates in :func:`schedule_free_alrao`.
 
   Attributes:
-    collapsed: A bool scalar: whether heads were taken out since the last update. The
-      next one then leaves the units' bounds where they are.
+    collapsed: A bool scalar: whether heads were removed since the last update. If so,
+      the next update leaves the units' bounds where they are.
     interval: Shape ``(2,)``, both ends of the optimizer's interval at the last
-      collapse; before one, at `init`.
-    bounds: Shape ``(2,)``, the bounds that the units' rates had then.
-    drawn: Shape ``(2,)``, how far the posterior drew in both ends of the interval
-      then, as shares of its width; 0 at `init`.
-    rates: State of :func:`scale_by_unit_rates`, with the units' bounds of now.
+      collapse, or at ``init`` if there was none.
+    bounds: Shape ``(2,)``, the bounds of the units' rates at that time.
+    drawn: Shape ``(2,)``, how far the posterior had moved both ends of the interval
+      inward at that time, as shares of its width; 0 at ``init``.
+    rates: State of :func:`scale_by_unit_rates`, with the units' present bounds.
   """
 
   collapsed: jax.Array
@@ -409,9 +410,9 @@ class ScheduleFreeAlraoState(NamedTuple):
   """State of :func:`schedule_free_alrao`.
 
   Attributes:
-    average: Like the parameters, in float32 or wider: what :func:`eval_params` returns.
-      A :class:`SteppedAverage` of two such trees where a parameter is in half
-      precision.
+    average: What :func:`eval_params` returns, a tree like the parameters in float32 or
+      wider. If a parameter is in half precision, a :class:`SteppedAverage` of two such
+      trees.
     count: int32 scalar, the number of steps.
     inner: State of the chain whose steps are averaged.
   """
@@ -441,26 +442,27 @@ def schedule_free_alrao(
 ) -> optax.GradientTransformationExtraArgs:
   r"""Alrao with a normalised base, rates that draw together, and averaged parameters.
 
-  The model is that of :func:`alrao`, with its :class:`~alrao_jax.linen.MultiHead`, and
-  so is the training step; evaluate and export ``alrao.eval_params(opt_state, params)``
-  in the place of ``params``. Three things are not the papers':
+  The model, with its :class:`~alrao_jax.linen.MultiHead`, and the training step are
+  those of :func:`alrao`. Evaluate and export ``alrao.eval_params(opt_state, params)``
+  instead of ``params``. It differs from the papers in three ways:
 
   - Gradients are divided by the root of their average squares, as in Adam, so that one
     interval suits most networks.
   - The heads' posterior tells which rates are good. The units' rates draw together
-    around them: with :math:`\mu` and :math:`\sigma` mean and deviation of the heads'
-    log-rates under the posterior, and :math:`\sigma_0` that of the whole interval,
+    around them. Let :math:`\mu` and :math:`\sigma` be the mean and the deviation of the
+    heads' log-rates under the posterior, and :math:`\sigma_0` the deviation over the
+    whole interval:
 
     .. math::
       \log \eta \leftarrow \mu + c\, (\log \eta - \mu), \qquad
       c = \operatorname{clip}(\sigma / \sigma_0, \text{narrowest}, 1)
 
-    The heads keep their ladder. So the rates follow where the posterior moves to. A
-    :func:`collapse` leaves them where they are: while several heads are left, they
-    follow the posterior from there; with one head they stand.
-  - Schedule-free averaging: steps are summed into :math:`z`, whose average :math:`x` is
-    what is evaluated, and gradients are taken in between, at the parameters :math:`y`.
-    With :math:`\beta` the ``interpolation`` and :math:`\gamma` the ``power``,
+    The heads keep their ladder, so the units' rates can follow the posterior. A
+    :func:`collapse` leaves the rates where they are. With several heads left they
+    follow the posterior from there; with one head they stay.
+  - Schedule-free averaging: :math:`z` sums the steps, its average :math:`x` is what you
+    evaluate, and gradients are taken between both, at the parameters :math:`y`. Let
+    :math:`\beta` be the ``interpolation`` and :math:`\gamma` the ``power``:
 
     .. math::
       x_t = x_{t-1} + \tfrac{1 + \gamma}{t + \gamma} (z_t - x_{t-1}), \qquad
@@ -468,34 +470,34 @@ def schedule_free_alrao(
 
     No schedule needs to know when the training ends.
 
-  Where the model has batch normalisation, its running statistics are those of
-  :math:`y`: recompute them for :math:`x` by a few forward passes in training mode.
+  The running statistics of batch normalisation are those of :math:`y`. Recompute them
+  for :math:`x` by a few forward passes in training mode.
 
   Args:
-    key: JAX random key, from which the rates are drawn.
+    key: JAX random key that draws the rates.
     min_learning_rate: Positive; the lower bound of the interval.
     max_learning_rate: At least ``min_learning_rate``; the upper bound.
-    narrowest: Least width of the units' interval as a share of the first, in
-      ``[0, 1]``. 1 leaves the rates alone.
+    narrowest: Least width of the units' interval, as a share of the width at the start,
+      in ``[0, 1]``. 1 leaves the rates as drawn.
     interpolation: In ``[0, 1)``; 0 takes gradients at :math:`z`, plain averaging.
     power: At least 0. In the average, the weight of step t grows as t to this power; 0
       is the mean of all steps.
     b2: In ``[0, 1]``; decay of the average of squared gradients.
     eps: At least 0; added to its root.
-    weight_decay: As in :func:`alrao`, for all that follow.
+    weight_decay: See :func:`alrao`.
     weight_decay_mask: See :func:`alrao`.
     averaging: See :func:`alrao`. The units follow the mean of several posteriors.
     units: See :func:`alrao`.
-    heads: See :func:`alrao`. With ``False`` there is no posterior to follow: the units'
-      rates stay as they were drawn.
+    heads: See :func:`alrao`. With ``False`` the units' rates stay as drawn, since there
+      is no posterior to follow.
     guard: See :func:`alrao`.
 
   Returns:
-    The optimizer; its updates descend. ``update(grads, opt_state, params,
-    head_log_likelihoods=...)``, as :func:`alrao`. State: one average of the parameters,
-    one of squares, and Alrao's, all in float32 or wider. Parameters in half precision
-    would lose the small steps of an average: where there are any, the state holds
-    :math:`z` too, one more copy, and parameters are :math:`y` rounded.
+    The optimizer; its updates descend. ``update`` takes the same arguments as that of
+    :func:`alrao`. The state holds one average of the parameters, one of squares, and
+    Alrao's state, all in float32 or wider. Parameters in half precision would lose the
+    small steps of an average. For these the state also holds :math:`z`, one more copy,
+    and the parameters are :math:`y` rounded.
 
   Raises:
     TypeError: If ``key`` is no random key; at ``update``, without ``params`` or
@@ -574,13 +576,13 @@ def schedule_free_alrao(
 
 
 def _share(count, power, dtype):
-  """The share of its distance from the new z that the average goes."""
+  """The share of its distance to the new z that the average moves."""
   gamma = jnp.asarray(power, dtype)
   return (1 + gamma) / (count.astype(dtype) + gamma)
 
 
 def _follow(average, steps, params, count, interpolation, power):
-  """How the parameters y move with the steps of z, and the new average x."""
+  """Returns how the parameters y move with the steps of z, and the new average x."""
 
   def away(step, y, x):
     # z is not kept, since y and x tell it: z - x = (y - x) / (1 - beta).
@@ -598,10 +600,10 @@ def _follow(average, steps, params, count, interpolation, power):
 
 
 def _follow_rounded(average, steps, params, count, interpolation, power):
-  """The same, of parameters in half precision, which are y rounded: z is kept."""
+  """The same for half-precision parameters, which are y rounded: z is kept."""
 
   def step_z(z, step, y):
-    # Where z fits into the parameters' dtype, so do x and y, which are between.
+    # If z fits into the parameters' dtype, so do x and y, which are between.
     stepped = z + step
     return jnp.where(jnp.abs(stepped) <= float(jnp.finfo(y.dtype).max), stepped, z)
 
@@ -612,8 +614,8 @@ def _follow_rounded(average, steps, params, count, interpolation, power):
     beta = jnp.asarray(interpolation, x.dtype)
     before, after = ((1 - beta) * b + beta * a for a, b in ((old_x, old_z), (x, z)))
     wide = y.astype(x.dtype)
-    # What rounding lost of the last moves comes along: up to half of the distance to
-    # the next number, and a little. All else that was done to y is not ours.
+    # Add what rounding lost of the last moves: at most half of the distance to the next
+    # number, and a little. Any other change of y is the user's.
     lost = before - wide
     towards = jnp.where(lost < 0, -jnp.inf, jnp.inf).astype(y.dtype)
     reach = 0.55 * jnp.abs(jnp.nextafter(y, towards).astype(x.dtype) - wide)
@@ -632,14 +634,14 @@ def eval_params(opt_state: Any, params: Any) -> Any:
   Args:
     opt_state: State of :func:`schedule_free_alrao`, within any chain or wrapper, or an
       ``nnx.Optimizer``'s.
-    params: The parameters as they train, or what holds them: linen's variables, an
-      ``nnx.State``, a whole model of nnx or Equinox.
+    params: The parameters as they train, or a tree that holds them: linen's variables,
+      an ``nnx.State``, a whole model of nnx or Equinox.
 
   Returns:
-    A tree like ``params``, boxes kept (of a model, a model): the averaged parameters,
-    in the dtypes of ``params``; copies of ``params`` where the optimizer trains
-    nothing (frozen parts, batch statistics). No array of it is one of the arguments',
-    so it outlives a step that donates them.
+    A tree like ``params`` with its boxes (for a model, a model). It has the averaged
+    parameters, in the dtypes of ``params``, and copies of what the optimizer does not
+    train (frozen parts, batch statistics). All its arrays are new, so a step may donate
+    the arguments.
 
   Raises:
     ValueError: If ``opt_state`` holds no such state, or more than one; if ``params``
@@ -655,7 +657,7 @@ def eval_params(opt_state: Any, params: Any) -> Any:
   _tree.check_tree("eval_params()", params, models=True)
   averages = averages_by_path("eval_params()", opt_state, params)
   given = dict(_tree.flatten_with_paths(params)[0])
-  # A layer that stands in two places of a model is trained as the one of them.
+  # A layer in two places of a model is trained under one of the two paths.
   shared = {id(given[path]): average for path, average in averages.items()}
 
   def read(path, leaf):
@@ -676,7 +678,7 @@ def averages_by_path(call: str, opt_state: Any, params: Any) -> dict[str, Any]:
   kind = ScheduleFreeAlraoState
   find_state(opt_state, kind, "schedule_free_alrao", call)  # an error, if there is none
   nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, kind))
-  # As it is in the state, boxes kept: they may be what holds a path.
+  # Keep the state's boxes: they may hold part of a path.
   (average,) = (node.average for node in nodes if isinstance(node, kind))
   average = average.x if type(average) is SteppedAverage else average
   held = dict(_tree.flatten_with_paths(average)[0])
@@ -700,10 +702,10 @@ def averages_by_path(call: str, opt_state: Any, params: Any) -> dict[str, Any]:
 
 
 def _scale_by_root_mean_square(b2: Any, eps: Any):
-  """Adam without its average of gradients, whose place the interpolation takes."""
+  """Adam without its average of gradients, which the interpolation replaces."""
   if _is_half(b2):
-    # optax.inject_hyperparams rounds numbers to the parameters' dtype, and 0.999 to 1
-    # in bfloat16, at which nothing is averaged: the middle of what is rounded to 1.
+    # optax.inject_hyperparams rounds numbers to the parameters' dtype. In bfloat16 it
+    # rounds 0.999 to 1, which averages nothing. Take the middle of what rounds to 1.
     below_one = 1 - float(jnp.finfo(b2.dtype).epsneg) / 4
     b2 = jnp.minimum(jnp.asarray(b2, jnp.float32), below_one)
   adam = optax.scale_by_rms(b2, eps, eps_in_sqrt=False, bias_correction=True)
@@ -718,7 +720,7 @@ def _scale_by_root_mean_square(b2: Any, eps: Any):
 
 
 def _scale_by_gathered_rates(key, interval, narrowest, units):
-  """`scale_by_unit_rates` whose units gather around what the posterior finds."""
+  """:func:`scale_by_unit_rates` whose units gather around what the posterior finds."""
 
   def scale_by(law):
     return scale_by_unit_rates(key, *interval, distribution=law, units=units)
@@ -751,10 +753,10 @@ def _scale_by_gathered_rates(key, interval, narrowest, units):
 
 
 def _drawn(narrowest, ladder, head_log_weights):
-  """How far a posterior draws in the ends of the interval, as shares of its width.
+  """How far a posterior moves the ends of the interval inward, as shares of its width.
 
-  A mean ``mu`` of the heads' quantiles and a share ``c`` make of the interval
-  ``[0, 1]`` the interval ``[(1 - c) mu, 1 - (1 - c) (1 - mu)]``.
+  A mean ``mu`` of the heads' quantiles and a share ``c`` turn the interval ``[0, 1]``
+  into ``[(1 - c) mu, 1 - (1 - c) (1 - mu)]``.
   """
   # The posterior, or the mean of several.
   posteriors = [jnp.exp(one) for one in jax.tree.leaves(head_log_weights)]
@@ -770,16 +772,16 @@ def _drawn(narrowest, ladder, head_log_weights):
 
 
 def _gathered(interval, narrowest, state: GatherUnitsState, drawn):
-  """The bounds of the units' rates, where the posterior has drawn them since."""
+  """The bounds of the units' rates after the posterior's moves since the collapse."""
   ends = jnp.stack([jnp.asarray(end, drawn.dtype) for end in interval])
   inward = jnp.array([1, -1], drawn.dtype)
   width = jnp.log(ends[1]) - jnp.log(ends[0])
-  # Factors of 1, exactly, where neither posterior nor interval moved; in two halves,
-  # since one may overflow where no bound does.
+  # Factors of exactly 1 if neither posterior nor interval moved. In two halves, since
+  # the whole factor may overflow although no bound does.
   half = jnp.exp((drawn - state.drawn) * inward * width / 2)
   bounds = state.bounds * (ends / state.interval) * half * half
-  # A posterior may lose more than the units' width after a collapse to heads that are
-  # far apart. The tolerance is for rounding.
+  # After a collapse to distant heads, a posterior may contract by more than the units'
+  # width. The tolerance is for rounding.
   least = jnp.asarray(narrowest, drawn.dtype) * (1 - 1e-4) * width
   lack = jnp.maximum(least - (jnp.log(bounds[1]) - jnp.log(bounds[0])), 0)
   bounds = bounds * jnp.exp(-lack / 2 * inward)

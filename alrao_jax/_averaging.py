@@ -1,8 +1,8 @@
 r"""How the heads' predictions are weighted: switch, Bayes, fixed share.
 
-An averaging method keeps a posterior over the heads, learned not by gradient but by
-Bayes' rule from how well each head predicted each mini-batch. It never hears of a
-network: log-likelihoods in, log-weights out.
+An averaging method keeps a posterior over the heads. It learns by Bayes' rule, not by
+gradient, from how well each head predicted each mini-batch. It knows nothing of
+networks: log-likelihoods in, log-weights out.
 """
 
 import functools
@@ -20,7 +20,7 @@ from ._checks import check_count, check_positive, check_probability
 
 
 class Averaging(NamedTuple):
-  """A method of model averaging: three pure functions, to write one's own too.
+  """A method of model averaging: three pure functions. You may write your own.
 
   Attributes:
     init: ``init(num_heads, dtype=jnp.float32) -> state``, with equal weights for all
@@ -28,20 +28,21 @@ class Averaging(NamedTuple):
     update: ``update(state, head_log_likelihoods) -> state``, after one observation.
       ``head_log_likelihoods`` has shape ``(N,)``: how well each head predicted this
       mini-batch, in nats an example, measured before the step's update. A head at
-      ``-inf`` or ``+inf`` is out for this observation. Of a head at NaN nothing was
-      seen: it counts as the mixture of the others, so Bayes' rule leaves its weight
-      alone. If no weight is left at all, the observation is ignored. The state's shapes
-      and types never change. (:func:`track_heads` ignores, for any method, what holds
-      no finite number or would make log-weights NaN.)
+      ``-inf`` or ``+inf`` has diverged, and gets no weight from this observation. A
+      head at NaN was not observed: it counts as the mixture of the others, so Bayes'
+      rule leaves its weight alone. An observation that leaves no weight at all is
+      ignored. The state's shapes and types never change. (For any method,
+      :func:`track_heads` ignores an observation without a finite number, and one that
+      would make log-weights NaN.)
     log_weights: ``log_weights(state) -> (N,)``, the normalised log-weights with which
       to predict the next observation.
 
-  A state may know two more things of itself, as those of this library do:
+  A state may also have two things, as those of this library do:
 
-  - a method ``renormalised() -> state``, for :func:`collapse`: the state with weights
-    that sum to 1 again, after every array has lost the entries of the same heads.
-    Without one, a state whose log-weights still sum to 1 stays, log-weights are
-    shifted, and any other state starts anew from the kept heads' weights;
+  - a method ``renormalised() -> state``, for :func:`collapse`. It makes the weights sum
+    to 1 again after every array has lost the entries of the same heads. Without it, a
+    state with weights that still sum to 1 stays, log-weights are shifted, and any other
+    state is made new from the kept heads' weights;
   - an attribute ``observations``, for :func:`report`: how many mini-batches it has
     seen.
   """
@@ -52,11 +53,11 @@ class Averaging(NamedTuple):
 
 
 class SwitchState(NamedTuple):
-  """State of `switch`.
+  """State of :func:`switch`.
 
   Attributes:
     alpha: Shape ``(N,)``, log-weight of "head j now, and may still switch".
-    beta: Shape ``(N,)``, log-weight of "head j from now on, for good".
+    beta: Shape ``(N,)``, log-weight of "head j from now on, forever".
     count: int32 scalar, the time ``t``: 1 before the first observation.
   """
 
@@ -73,7 +74,7 @@ class SwitchState(NamedTuple):
     """The state whose weights sum to 1; equal weights if there is no weight at all."""
     both = jnp.stack([self.alpha, self.beta])
     total = jax.nn.logsumexp(both)
-    # Without any weight, all is in beta: so it is where nothing switches (theta 0).
+    # Without any weight, put it all into beta, as where nothing switches (theta 0).
     uniform = jnp.full_like(self.beta, -math.log(self.beta.size))
     empty = jnp.stack([jnp.full_like(self.alpha, -jnp.inf), uniform])
     alpha, beta = jnp.where(jnp.isfinite(total), both - total, empty)
@@ -81,7 +82,7 @@ class SwitchState(NamedTuple):
 
 
 class BayesState(NamedTuple):
-  """State of `bayes`: ``log_weights``, shape ``(N,)``."""
+  """State of :func:`bayes`: ``log_weights``, shape ``(N,)``."""
 
   log_weights: jax.Array
 
@@ -91,7 +92,7 @@ class BayesState(NamedTuple):
 
 
 class FixedShareState(NamedTuple):
-  """State of `fixed_share`: ``log_weights``, shape ``(N,)``."""
+  """State of :func:`fixed_share`: ``log_weights``, shape ``(N,)``."""
 
   log_weights: jax.Array
 
@@ -117,13 +118,13 @@ def renormalised(averaging: Averaging, state: Any) -> Any:
   """A state that has lost heads, with weights that sum to 1.
 
   Args:
-    averaging: The method whose state it is.
-    state: Its state, every array without the entries of the lost heads. One that has no
-      method ``renormalised()`` of its own.
+    averaging: The method that the state belongs to.
+    state: Its state, which has no method ``renormalised()``. Its arrays lack the
+      entries of the lost heads.
 
   Returns:
-    The state as it is, if its weights sum to 1; shifted, if that is all it takes; else
-    a new one that has observed the weights of the heads.
+    The state as it is if its weights sum to 1, a shifted one if that is enough, else a
+    new one that has observed the weights of the heads.
   """
   log_weights = averaging.log_weights(state)
   total = jax.nn.logsumexp(log_weights)
@@ -148,33 +149,36 @@ def switch(theta: float = 0.999, *, likelihood_scale: float = 1.0) -> Averaging:
   sequences: hold head :math:`k_1` until time :math:`t_2`, then :math:`k_2` until
   :math:`t_3`, and so on. Heads are drawn uniformly (a head may follow itself), times
   from :math:`\pi_T(t) = 1/(t(t+1))` given that they come after the one before, and
-  after each switch it goes on switching with probability :math:`\theta` (``theta``),
-  or stays for good. The posterior is exact and costs two numbers a head, the weights
-  of the sequences now at head j that may still switch, :math:`\alpha_j`, and that
-  will not, :math:`\beta_j`. With :math:`\ell_j` the ``head_log_likelihoods`` at time t:
+  after each switch the sequence may switch again with probability :math:`\theta`
+  (``theta``), or stays forever. The posterior is exact and costs two numbers a head:
+  :math:`\alpha_j`, the weight of the sequences now at head j that may still switch, and
+  :math:`\beta_j`, the weight of those that will not. With :math:`\ell_j` the
+  ``head_log_likelihoods`` at time t:
 
   .. math::
     m &= \tfrac{1}{t+1} \textstyle\sum_j \alpha_j e^{\ell_j} \\
     \alpha_j &\leftarrow \tfrac{t}{t+1} \alpha_j e^{\ell_j} + \theta m / N \\
     \beta_j &\leftarrow \beta_j e^{\ell_j} + (1 - \theta) m / N
 
-  and both are divided by their total. Weights are :math:`a_j = \alpha_j + \beta_j`. No
-  head's weight ever reaches 0 for good (if ``theta`` is not 0), so a head that was out
-  may come back. All of it is computed with logarithms.
+  and both are divided by their total. The weights are :math:`a_j = \alpha_j + \beta_j`.
+  No weight stays at 0 forever (if ``theta`` is not 0), so a head that had diverged may
+  come back. Everything is computed in logarithms.
 
   Args:
     theta: Probability of a further switch, a Python number in ``[0, 1]``. 0 is
-      `bayes`; 0.999 is the papers' value.
+      :func:`bayes`; 0.999 is the papers' value.
     likelihood_scale: Positive factor of the log-likelihoods. 1 takes a mini-batch's
       mean as one observation, as the papers' experiments do; the batch size takes each
       example as one.
 
   Returns:
-    An `Averaging` with `SwitchState`.
+    An :class:`Averaging` with :class:`SwitchState`.
 
   Raises:
-    ValueError: ``theta`` outside ``[0, 1]``, or ``likelihood_scale`` not positive.
-    TypeError: Either is no Python number (they are fixed when the program is traced).
+    ValueError: If ``theta`` is outside ``[0, 1]``, or ``likelihood_scale`` is not
+      positive.
+    TypeError: If either is no Python number (they are fixed when the program is
+      traced).
 
   Example:
     >>> import jax.numpy as jnp
@@ -204,14 +208,14 @@ def switch(theta: float = 0.999, *, likelihood_scale: float = 1.0) -> Averaging:
 def bayes(*, likelihood_scale: float = 1.0) -> Averaging:
   r"""Plain Bayesian averaging: one head is the right one throughout.
 
-  Each observation multiplies the weights, :math:`a_j \propto a_j e^{\ell_j}`. The
-  same as ``switch(theta=0)``. A head that once was out stays out.
+  Each observation multiplies the weights, :math:`a_j \propto a_j e^{\ell_j}`. This is
+  ``switch(theta=0)``. A head that diverged once keeps weight 0.
 
   Args:
-    likelihood_scale: Positive factor of the log-likelihoods, see `switch`.
+    likelihood_scale: Positive factor of the log-likelihoods, see :func:`switch`.
 
   Returns:
-    An `Averaging` with `BayesState`. Raises as `switch`.
+    An :class:`Averaging` with :class:`BayesState`. Raises as :func:`switch`.
 
   Example:
     >>> import jax.numpy as jnp
@@ -232,19 +236,19 @@ def bayes(*, likelihood_scale: float = 1.0) -> Averaging:
 def fixed_share(rate: float, *, likelihood_scale: float = 1.0) -> Averaging:
   r"""Fixed share: at each step, the head changes with one fixed probability.
 
-  After Bayes' rule every head gives up the fraction ``rate`` of its weight, which all
-  share alike: :math:`a_j \leftarrow (1 - r) a_j + r / N`. It is the posterior over
-  sequences of heads in which each step draws a new head, uniformly (the old one
-  included), with probability ``rate``. (In the original the fraction is shared among
-  the *other* heads: ``rate`` here is N / (N - 1) times the one there.)
+  After Bayes' rule every head gives up the fraction ``rate`` of its weight, and all
+  heads share it equally: :math:`a_j \leftarrow (1 - r) a_j + r / N`. It is the
+  posterior over sequences of heads in which each step draws a new head, uniformly (the
+  old one included), with probability ``rate``. (In the original the fraction is shared
+  among the *other* heads: ``rate`` here is N / (N - 1) times the one there.)
 
   Args:
     rate: Probability of drawing a new head at a step, a Python number in ``[0, 1]``.
-      0 is `bayes`, 1 keeps equal weights.
-    likelihood_scale: Positive factor of the log-likelihoods, see `switch`.
+      0 is :func:`bayes`, 1 keeps equal weights.
+    likelihood_scale: Positive factor of the log-likelihoods, see :func:`switch`.
 
   Returns:
-    An `Averaging` with `FixedShareState`. Raises as `switch`.
+    An :class:`Averaging` with :class:`FixedShareState`. Raises as :func:`switch`.
 
   Example:
     >>> import jax.numpy as jnp
@@ -328,7 +332,7 @@ def _log(probability: float) -> float:
 
 
 def _static(call: str, name: str, value: Any) -> float:
-  """A Python float: one that no wrapper traces or casts to the parameters' type."""
+  """A Python float, which no wrapper traces or casts to the parameters' dtype."""
   if isinstance(value, numbers.Real) and not isinstance(value, bool):
     return float(value)
   raise TypeError(
@@ -347,12 +351,12 @@ def _uniform(call: str, num_heads: int, dtype: DTypeLike) -> jax.Array:
 def _observation(
   call: str, scale: float, weights: jax.Array, head_log_likelihoods: ArrayLike
 ) -> jax.Array:
-  """Scaled log-likelihoods, less the best head's; ``-inf`` for heads that are out.
+  """Scaled log-likelihoods minus the best head's; ``-inf`` for diverged heads.
 
-  A head of which nothing was seen gets the likelihood of the mixture of the others.
+  A head that was not observed gets the likelihood of the mixture of the others.
   """
-  # Only differences count. Taking the best to 0 first keeps the weights' digits where
-  # the log-likelihoods are large, and overflows to nothing but "out".
+  # Only differences count. Subtracting the best first keeps the weights' digits when
+  # the log-likelihoods are large, and can overflow only to the -inf of a diverged head.
   values = jnp.asarray(head_log_likelihoods)
   if values.shape != weights.shape:
     raise ValueError(

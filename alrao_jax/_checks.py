@@ -1,4 +1,4 @@
-"""Checks of arguments, aware of tracers, and packages that only some functions need."""
+"""Checks of arguments, which know tracers, and imports of optional packages."""
 
 import functools
 import importlib
@@ -15,13 +15,13 @@ import numpy as np
 
 
 def is_concrete(value: Any) -> bool:
-  """Whether ``value`` is a number (or an array of numbers) that can be looked at.
+  """Whether ``value`` is a number (or an array of numbers) with a known value.
 
   Args:
     value: Anything.
 
   Returns:
-    False for tracers, and for what is no number at all (``None``, text, functions).
+    False for tracers and for other types (``None``, text, functions).
   """
   return not isinstance(value, jax.core.Tracer) and _as_numbers(value) is not None
 
@@ -32,11 +32,11 @@ def check_positive(call: str, name: str, value: Any) -> None:
   Args:
     call: The call that the message names, such as ``"alrao()"``.
     name: The argument's name.
-    value: A number, or an array of which every entry must obey.
+    value: A number, or an array; every entry must obey the rule.
 
   Raises:
-    ValueError: The value breaks the rule.
-    TypeError: The value is no number.
+    ValueError: If the value breaks the rule.
+    TypeError: If the value is no number.
   """
   numbers = _numbers(call, name, value)
   if numbers is None:
@@ -52,11 +52,11 @@ def check_non_negative(call: str, name: str, value: Any) -> None:
   Args:
     call: The call that the message names, such as ``"alrao()"``.
     name: The argument's name.
-    value: A number, or an array of which every entry must obey.
+    value: A number, or an array; every entry must obey the rule.
 
   Raises:
-    ValueError: The value breaks the rule.
-    TypeError: The value is no number.
+    ValueError: If the value breaks the rule.
+    TypeError: If the value is no number.
   """
   numbers = _numbers(call, name, value)
   if numbers is None:
@@ -82,8 +82,8 @@ def check_interval(
     names: What the two arguments are called.
 
   Raises:
-    ValueError: A bound breaks the rule, or the bounds are reversed.
-    TypeError: A bound is no number.
+    ValueError: If a bound breaks the rule, or the bounds are reversed.
+    TypeError: If a bound is no number.
   """
   check_positive(call, names[0], low)
   check_positive(call, names[1], high)
@@ -108,12 +108,12 @@ def check_probability(call: str, name: str, value: Any, *, open: bool = False) -
   Args:
     call: The call that the message names, such as ``"switch()"``.
     name: The argument's name.
-    value: A number, or an array of which every entry must obey.
+    value: A number, or an array; every entry must obey the rule.
     open: Whether the two ends are refused.
 
   Raises:
-    ValueError: The value breaks the rule.
-    TypeError: The value is no number.
+    ValueError: If the value breaks the rule.
+    TypeError: If the value is no number.
   """
   numbers = _numbers(call, name, value)
   if numbers is None:
@@ -129,16 +129,16 @@ def check_probability(call: str, name: str, value: Any, *, open: bool = False) -
 def check_count(call: str, name: str, value: Any) -> None:
   """Refuses what is not an integer of 1 or more, known before tracing.
 
-  A count fixes shapes. So, unlike the other checks, this one refuses tracers too.
+  A count fixes shapes, so this check refuses tracers too, unlike the others.
 
   Args:
     call: The call that the message names, such as ``"MultiHead()"``.
     name: The argument's name.
-    value: A Python or NumPy integer; a bool is none.
+    value: A Python or NumPy integer, no bool.
 
   Raises:
-    ValueError: The integer is below 1.
-    TypeError: The value is no integer, or a traced one.
+    ValueError: If the integer is below 1.
+    TypeError: If the value is no integer, or a traced one.
   """
   where = _where(call, name)
   if isinstance(value, jax.core.Tracer):
@@ -165,8 +165,8 @@ def check_key(call: str, key: Any) -> None:
       ``(4,)``. Tracers of either pass.
 
   Raises:
-    TypeError: It is something else (a seed, an optimizer).
-    ValueError: It is an array of several keys.
+    TypeError: If it is something else (a seed, an optimizer).
+    ValueError: If it is an array of several keys.
   """
   where = _where(call, "key")
   write = f"write {call.removesuffix('()')}(jax.random.key(0), ...)"
@@ -196,7 +196,7 @@ def _where(call: str, name: str) -> str:
 
 
 def _shown(value: Any) -> str:
-  """A value in an error message: short, with its type where the type is the matter."""
+  """A value in an error message: short, with its type."""
   kind = type(value).__name__
   if isinstance(value, (bool, int, float, str)):
     return f"{value!r} of type {kind}"
@@ -217,7 +217,7 @@ def _numbers(call: str, name: str, value: Any) -> np.ndarray | None:
   """The value to look at, or None for a tracer.
 
   Raises:
-    TypeError: The value is no number.
+    TypeError: If the value is no number.
   """
   if isinstance(value, jax.core.Tracer):
     return None
@@ -237,14 +237,14 @@ def optional(call: str, module: str, instead: str) -> Any:
 
   Args:
     call: What needs it, for the error, such as ``"Report.plot()"``.
-    module: The module, ``"rich.table"``.
-    instead: What does without it, for the error.
+    module: The module, such as ``"rich.table"``.
+    instead: What works without it, for the error.
 
   Returns:
     The module.
 
   Raises:
-    ImportError: The package is not installed.
+    ImportError: If the package is not installed.
 
   Example:
     >>> optional("median()", "statistics", "sorted() does without.").median([3, 1, 2])
@@ -260,7 +260,7 @@ def optional(call: str, module: str, instead: str) -> Any:
     ) from error
 
 
-# Keywords that were taken out, and what to write instead.
+# Removed keywords, and what to write instead.
 _REMOVED = {
   "overrides": "write units=alrao_jax.UnitOptions(overrides=...)",
   "strict": "write units=alrao_jax.UnitOptions(strict=...)",
@@ -288,7 +288,7 @@ _R = TypeVar("_R")
 
 
 def refuses_removed(function: Callable[_P, _R]) -> Callable[_P, _R]:
-  """Decorates a function that once had more keywords: it says what to write instead.
+  """Decorates a function so that removed keywords raise, and say what to write.
 
   Example:
     >>> refuses_removed(lambda tree: tree)(tree=3)
@@ -305,15 +305,15 @@ def refuses_removed(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
 
 def refuse_removed(call: str, given: Mapping[str, Any], taken: Any = ()) -> None:
-  """Refuses keywords that were taken out.
+  """Refuses removed keywords.
 
   Args:
     call: The call that the message names, such as ``"alrao()"``.
     given: The keywords that it got.
-    taken: The names that it does take.
+    taken: The names that it takes.
 
   Raises:
-    TypeError: There is one; the message says what to write instead.
+    TypeError: If there is a removed keyword; the message says what to write instead.
   """
   for name in given:
     if name in _REMOVED and name not in taken:

@@ -1,4 +1,4 @@
-"""One head to many, many to fewer, many to one."""
+"""Converts one head to many, many to fewer, and many to one."""
 
 import operator
 import re
@@ -35,33 +35,33 @@ PyTree = Any
 def load_pretrained(
   params: PyTree, pretrained: PyTree, *, keep: Sequence[str] = ()
 ) -> PyTree:
-  """Copies an ordinary model's parameters; its output layer goes into all heads.
+  """Copies an ordinary model's parameters, and its output layer into every head.
 
-  The papers start the heads as clones of one output layer, and so does fine-tuning:
-  ``<name>/kernel`` of the ordinary model is copied to each head of
-  ``<name>/alrao_heads/kernel``, everything else by its path. Trees are compared by
-  "/"-joined paths, so a linen tree may have boxes (``nn.Partitioned``) or not, and an
+  The papers start the heads as clones of one output layer, and fine-tuning does the
+  same. ``<name>/kernel`` of the ordinary model goes to each head of
+  ``<name>/alrao_heads/kernel``, and everything else to its own path. Paths are joined
+  by "/", so a linen tree may have boxes (``nn.Partitioned``) or not, and an
   ``nnx.State`` may hold Variables or pure arrays. Random streams (a key and its
-  counter, as of ``nnx.Dropout``) stay as ``params`` has them, so that each head keeps
-  its own dropout masks.
+  counter, as in ``nnx.Dropout``) stay as in ``params``, so each head keeps its own
+  dropout masks.
 
   Args:
-    params: what the model with MultiHead has: linen's ``params``, whole variables
-      (``batch_stats`` are copied likewise), an ``nnx.State``, or any pytree of arrays
-      or ``jax.ShapeDtypeStruct``.
-    pretrained: the same of the ordinary model, with the same dtypes.
-    keep: regular expressions, looked for in the paths of the ordinary model. What
-      matches stays as ``params`` has it; an output layer for other classes, say.
+    params: The tree of the model with MultiHead: linen's ``params``, whole variables
+      (``batch_stats`` are copied too), an ``nnx.State``, or any pytree of arrays or
+      ``jax.ShapeDtypeStruct``.
+    pretrained: The same tree of the ordinary model, with the same dtypes.
+    keep: Regular expressions, searched for in the paths of the ordinary model. A match
+      stays as in ``params``, for instance an output layer for other classes.
 
   Returns:
-    A tree of the type, structure and sharding of ``params``. All its arrays are new,
-    those that stay as ``params`` has them too: either tree may be donated.
+    A tree with the type, structure and sharding of ``params``. All its arrays are new,
+    so either argument may be donated.
 
   Raises:
-    ValueError: paths are missing or left over, shapes differ, a regular expression of
-      ``keep`` matches nothing, or what stays as ``params`` has it is a
+    ValueError: If paths are missing or left over, shapes differ, a regular expression
+      of ``keep`` matches nothing, or a leaf that stays as in ``params`` is a
       ``jax.ShapeDtypeStruct``.
-    TypeError: dtypes differ, a leaf is no array, or ``keep`` is a string.
+    TypeError: If dtypes differ, a leaf is no array, or ``keep`` is a string.
 
   Example:
     >>> import jax.numpy as jnp, alrao_jax
@@ -104,8 +104,8 @@ def load_pretrained(
     )
   if shapes:
     raise ValueError(
-      f"load_pretrained() needs equal shapes, got {_listed(shapes)}. An output layer "
-      "for other classes starts afresh with keep=('^<its name>/',)."
+      f"load_pretrained() needs equal shapes, got {_listed(shapes)}. For an "
+      "output layer with other classes, write keep=('^<its name>/',)."
     )
   if dtypes:
     raise TypeError(
@@ -164,7 +164,7 @@ def _check_paths(wanted: set[str], given: set[str]) -> None:
       "load_pretrained() needs the same paths in both trees, but for alrao_heads. "
       f"Missing in pretrained: {_listed(wanted - given)}. Not in params: "
       f"{_listed(given - wanted)}. Name the MultiHead as the plain model names its "
-      "output layer; keep=(...) lists what shall stay as it is."
+      "output layer; keep=(...) lists what stays as it is in params."
     )
 
 
@@ -194,40 +194,40 @@ def collapse(
 ) -> tuple[Any, Any]:
   """Keeps the best heads of the optimizer's state and of the parameters.
 
-  Training then goes on with the same model, the same optimizer and the same training
-  step, which compiles once more, and costs what the kept heads cost. A kept head goes
-  on as it was: its parameters, momenta and averages and the quantile of its learning
-  rate stay to the last bit. The posterior is renormalised over the kept heads. The body
-  changes in nothing, nor do its rates where they follow the posterior
-  (:func:`schedule_free_alrao`): its arrays are those of the arguments, not copies, so a
-  step that donates the new state's buffers ends the old state's too. With all heads
-  kept, everything is returned as it is.
+  Training then goes on with the same model, optimizer and training step, which compiles
+  once more and costs what the kept heads cost. The parameters, momenta and averages of
+  a kept head and the quantile of its learning rate stay the same to the last bit. The
+  posterior is renormalised over the kept heads. The body does not change, and neither
+  do its rates, even if they follow the posterior (:func:`schedule_free_alrao`). Its
+  arrays are those of the arguments, not copies, so a step that donates the new state's
+  buffers ends the old state's too. If all heads are kept, everything is returned as it
+  is.
 
-  Several MultiHeads keep the same heads, since one ladder of rates serves them all: by
-  default those that are best in the product of their posteriors.
+  Several MultiHeads keep the same heads, since one ladder of rates serves them all. By
+  default the product of their posteriors decides.
 
-  A head's other state (batch statistics, random streams) is sliced by
-  :func:`take_heads`. ``alrao_jax.linen.collapse`` does it all for a ``TrainState``, and
+  :func:`take_heads` slices a head's other state (batch statistics, random streams).
+  ``alrao_jax.linen.collapse`` does all of this for a ``TrainState``, and
   ``alrao_jax.nnx.collapse`` for a model with its ``nnx.Optimizer``.
 
   Args:
     optimizer: The optimizer. Its ``init`` tells which axes of its state are the
       heads', and runs on shapes only.
     opt_state: The optimizer's state.
-    params: The parameters, as the optimizer is given them.
+    params: The parameters that the optimizer trains.
     keep: How many heads, the best by the posterior; or the indices of the heads to
-      keep, in any order: the heads stay sorted, slowest first. Inside ``jax.jit``,
-      where the posterior is not yet known, only indices.
+      keep, in any order: the heads stay sorted, slowest first. Inside ``jax.jit`` give
+      indices, since the posterior is not yet known.
 
   Returns:
-    The new ``opt_state`` and ``params``, boxes kept (``nn.Partitioned``,
+    The new ``opt_state`` and ``params``, with their boxes (``nn.Partitioned``,
     ``nnx.Variable``).
 
   Raises:
-    ValueError: ``params`` has no heads, or fewer than ``keep``; indices repeat or are
-      out of range; ``opt_state`` is not the optimizer's for these ``params``; a
-      transformation's state mixes the heads, so that none can be taken out.
-    TypeError: ``keep`` is neither a number nor indices, or is traced.
+    ValueError: If ``params`` has no heads, or fewer than ``keep``; indices repeat or
+      are out of range; ``opt_state`` is not the optimizer's for these ``params``; a
+      transformation's state mixes the heads, so that none can be removed.
+    TypeError: If ``keep`` is neither a number nor indices, or is traced.
 
   Example:
     >>> import alrao_jax as alrao, jax, jax.numpy as jnp
@@ -272,7 +272,7 @@ def collapse(
     TrackHeadsState,
     lambda state: _renormalised(next(averagings, None), state),
   )
-  # The posterior of fewer heads is another one; the units' rates are not to follow.
+  # Fewer heads have another posterior; the units' rates must not jump to it.
   opt_state = replace_state(
     opt_state,
     GatherUnitsState,
@@ -283,19 +283,19 @@ def collapse(
 
 @_checks.refuses_removed
 def take_heads(tree: Any, kept: Sequence[int]) -> Any:
-  """Returns a tree with only the given heads: of batch statistics, of averages.
+  """Returns a tree with only the given heads, such as batch statistics.
 
   Args:
-    tree: Any tree in which the heads' arrays lie below their key, ``alrao_heads``,
-      with the heads on axis 0.
+    tree: Any tree that has the heads' arrays below the key ``alrao_heads``, with the
+      heads on axis 0.
     kept: Indices of the heads, in any order: the heads stay sorted.
 
   Returns:
-    The tree, boxes kept; all that belongs to no head as it was.
+    The tree with its boxes. What belongs to no head stays as it is.
 
   Raises:
-    ValueError: Indices repeat, or an array has not that many heads.
-    TypeError: The indices are no integers, or are traced.
+    ValueError: If indices repeat, or an array has fewer heads.
+    TypeError: If the indices are no integers, or are traced.
 
   Example:
     >>> import alrao_jax as alrao, jax.numpy as jnp
@@ -350,7 +350,7 @@ def _indices(call, argument, given, num_heads):
 
 
 def _fingerprints(optimizer, params):
-  """The fingerprints in a fresh state; all else of it is dead code."""
+  """The fingerprints in a fresh state; XLA removes the rest of it."""
 
   def read():
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), params)
@@ -382,7 +382,7 @@ def _check_state(optimizer, params, leaves, fresh, opt_state):
 
 
 def _heads_axis(name, shape, more):
-  """The axis along which the heads stand first, None if there is none."""
+  """The axis of the heads, None if there is none."""
   if shape == more:
     return None
   axes = [
@@ -425,34 +425,33 @@ def export(
   *,
   head: int | Mapping[str, int] | None = None,
 ) -> Any:
-  """Returns what the same model has with an ordinary output layer in MultiHead's place.
+  """Returns the parameters of the same model with an ordinary output layer.
 
-  Of each MultiHead, the best head by the posterior: ``<name>/alrao_heads/kernel[j]``
-  becomes ``<name>/kernel``, to the last bit, and everything else stays. So the model
-  without MultiHead loads it, serves it, and needs nothing of this library. The inverse
-  of :func:`load_pretrained`.
+  It takes the best head of each MultiHead by the posterior:
+  ``<name>/alrao_heads/kernel[j]`` becomes ``<name>/kernel``, to the last bit, and
+  everything else stays. The model without MultiHead can load and serve the result, and
+  needs nothing of this library. It is the inverse of :func:`load_pretrained`.
 
   Args:
-    opt_state: The optimizer's state, whose posterior chooses. May be None where there
-      is one head, after :func:`collapse`, and where ``head`` says which.
+    opt_state: The optimizer's state; its posterior chooses. It may be None if there is
+      one head, after :func:`collapse`, or if ``head`` is given.
     params: Linen's ``params``, whole variables (``batch_stats`` too), an ``nnx.State``,
-      or any tree in which the heads are below the key ``alrao_heads``. After
-      :func:`schedule_free_alrao`, what :func:`eval_params` returns.
-    head: Which head to take instead; for several MultiHeads also a mapping by their
-      paths, or by ends of these that no other path has.
+      or any tree that has the heads below the key ``alrao_heads``. With
+      :func:`schedule_free_alrao`, give what :func:`eval_params` returns.
+    head: Which head to take instead. For several MultiHeads also a mapping by their
+      paths, or by ends that no other path has.
 
   Returns:
-    A tree like ``params``. Boxes are kept (``nn.Partitioned``, ``nnx.Variable``), their
-    names of axes without the heads' axis.
+    A tree like ``params`` with its boxes (``nn.Partitioned``, ``nnx.Variable``). Their
+    names of axes lack the heads' axis.
 
   Raises:
-    ValueError: ``params`` has no heads, or several and neither ``opt_state`` nor
-      ``head`` chooses; ``opt_state`` has a posterior over another number of heads, or
-      averages that ``params`` are not;
-      ``head`` is out of range; a MultiHead has a parameter that goes by the name of a
-      head's.
-    TypeError: ``head`` is no integer; or ``params`` is an optimizer's state, since the
-      two are swapped.
+    ValueError: If ``params`` has no heads, or has several and neither ``opt_state`` nor
+      ``head`` chooses; if ``opt_state`` has a posterior over another number of heads,
+      or averages that differ from ``params``; if ``head`` is out of range; if a
+      MultiHead has a parameter with the name of a head's parameter.
+    TypeError: If ``head`` is no integer; or ``params`` is an optimizer's state, since
+      the two are swapped.
 
   Example:
     >>> import alrao_jax as alrao, jax.numpy as jnp
@@ -476,12 +475,12 @@ def chosen_heads(call: str, opt_state: Any, params: Any, head: Any) -> dict[str,
 
   Args:
     call: The call that errors name.
-    opt_state: As for :func:`export`, also the rest.
-    params: See there.
-    head: See there.
+    opt_state: See :func:`export`.
+    params: See :func:`export`.
+    head: See :func:`export`.
 
   Returns:
-    Indices: Python integers, or scalars where the posterior chooses.
+    Indices: Python integers, or scalars if the posterior chooses.
   """
   layers = layers_of(call, params)
   if not layers:
@@ -503,7 +502,7 @@ def chosen_heads(call: str, opt_state: Any, params: Any, head: Any) -> dict[str,
     if set(layers.values()) != {1}:
       raise ValueError(
         f"{call} must know which head to take of {layers}. Pass the optimizer's state, "
-        "whose posterior chooses, or head=0 for the first."
+        "so that its posterior chooses, or head=0 for the first."
       )
     return dict.fromkeys(layers, 0)
   best = {}
@@ -516,7 +515,7 @@ def chosen_heads(call: str, opt_state: Any, params: Any, head: Any) -> dict[str,
 
 
 def _layer_names(params, layers):
-  """The paths of the MultiHeads, as an optimizer of linen's parameters knows them."""
+  """The paths of the MultiHeads in linen's ``params``, or as they are."""
   variables = any(
     path.startswith("params/") for path, _ in flatten_with_paths(params)[0]
   )
@@ -525,7 +524,7 @@ def _layer_names(params, layers):
 
 
 def _belongs(call, layer, names):
-  """The name of a MultiHead, which may be in a collection of linen's variables."""
+  """The name of a MultiHead, also for a path in a collection of linen's variables."""
 
   def key(name):
     return HEADS if name == HEADS else f"{name}/{HEADS}"
@@ -540,7 +539,7 @@ def _belongs(call, layer, names):
 
 
 def _check_averaged(call, params, opt_state):
-  """Refuses the parameters at which gradients are taken: the average is the result."""
+  """Refuses parameters that are not the average, which is the result of training."""
   averages = averages_by_path(call, opt_state, params)
   given = dict(flatten_with_paths(params)[0])
   pairs = [(given[path], average) for path, average in averages.items()]
@@ -593,7 +592,7 @@ def _best(call, log_weights, name, num_heads):
     raise ValueError(
       f"{call[:-1]}opt_state=...) must have a posterior over the {num_heads} heads of "
       f"{name!r}, got one over {log_weights.size}. Pass the state that belongs to "
-      "these parameters; after collapse(...), that which it returned."
+      "these parameters; after collapse(...), pass the state that it returned."
     )
   return jnp.argmax(log_weights)
 
@@ -619,7 +618,7 @@ def _splice(node):
   if both := inner.keys() & outer.keys():
     raise ValueError(
       f"export() got the names {sorted(map(str, both))} both in a head and beside its "
-      f"MultiHead's {HEADS!r}. Rename what stands beside it."
+      f"MultiHead's {HEADS!r}. Rename those outside the head."
     )
   if not isinstance(node, MutableMapping):
     return type(node)({**outer, **inner})

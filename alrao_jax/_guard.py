@@ -12,11 +12,11 @@ from ._tree import state_dtype
 from ._unit_map import unit_map
 from ._units import UnitOptions, check_options
 
-# A broken batch's gradients are more than this many times the largest of late. Those of
-# ordinary batches differ by a factor of ten, of inputs times 1e4 by 1e3 and more.
+# A broken batch's gradients are above this many times their recent largest. Those of
+# ordinary batches differ by a factor of ten, those of inputs times 1e4 by 1e3 and more.
 _SURGE = 100.0
 
-# What of a largest gradient is left a step later: after 460 steps a hundredth.
+# The share of a largest gradient that is left a step later: 460 steps leave 1 %.
 _MEMORY = 0.99
 
 
@@ -25,7 +25,7 @@ class Guard(NamedTuple):
 
   Attributes:
     limit: The largest step of a unit, as a multiple of the norm of its weights.
-    slowdown: What a stopped unit's rate is multiplied by.
+    slowdown: The factor of a stopped unit's rate.
   """
 
   limit: float
@@ -35,19 +35,19 @@ class Guard(NamedTuple):
 def guard(limit: float = 1.0, slowdown: float = 0.1) -> Guard:
   r"""How :func:`guard_units` and ``alrao(..., guard=alrao.guard())`` guard the units.
 
-  An update of a unit is too large where
+  An update of a unit is too large if
 
   .. math:: \|\Delta w\| > \mathrm{limit} \cdot \max(\|w\|, 1)
 
-  with the norms over all of the unit's weights and its bias. The 1 gives weights that
-  start at 0 room to leave it; the norm of a Dense or Conv unit's weights is about 1
-  under Flax's default initialiser (``lecun_normal``), whatever its fan-in.
-  ``python -m benchmarks.studies guard`` counts how many runs of a small convolutional
+  with the norms over all of the unit's weights and its bias. The 1 lets weights that
+  start at 0 move; the norm of a Dense or Conv unit's weights is about 1 under Flax's
+  default initialiser (``lecun_normal``), whatever its fan-in.
+  ``python -m benchmarks study guard`` counts how many runs of a small convolutional
   network end finite and learn, with and without it.
 
   Args:
-    limit: Positive. A step longer than the weights themselves is no descent any more.
-    slowdown: In ``[0, 1]``. 0 freezes a unit for good at its first trip.
+    limit: Positive. A step longer than the weights themselves is no longer a descent.
+    slowdown: In ``[0, 1]``. 0 freezes a unit forever at its first trip.
 
   Returns:
     The settings.
@@ -70,10 +70,11 @@ class GuardUnitsState(NamedTuple):
 
   Attributes:
     fingerprint: A uint32 scalar that tells whether parameters are read as they were at
-      ``init``, heads left out.
+      ``init``, without the heads.
     trips: How often each unit was stopped, and so slowed: int32, shape
-      ``(max(num_units, 1),)``, the groups of units by name. Heads have none. A vector
-      without entries holds an unused 0: not every checkpoint can hold an empty one.
+      ``(max(num_units, 1),)``, with the groups of units in the order of their names.
+      Heads have no entries. Without units the vector holds one unused 0, since not
+      every checkpoint can hold an empty array.
   """
 
   fingerprint: jax.Array
@@ -86,11 +87,11 @@ def guard_units(
 ) -> optax.GradientTransformationExtraArgs:
   r"""Stops the updates of units that are about to explode, and slows just those units.
 
-  For networks without normalisation and for wide intervals, where a unit that is far
-  too fast makes the activations of all that follow overflow, hence the gradient of the
-  whole network useless, for good. The step before that one is large but finite: it is
-  the one that is caught here, before it reaches the weights. With
-  :math:`k` the number of times that a unit was stopped so far, its update becomes
+  Use it for networks without normalisation and for wide intervals. There a unit that is
+  far too fast makes all later activations overflow, and the gradient of the whole
+  network becomes useless forever. The step before that is large but finite. The guard
+  stops this step before it reaches the weights. Let :math:`k` be the number of times
+  that a unit was stopped so far. Its update becomes
 
   .. math::
     \Delta w' = \mathrm{slowdown}^k \Delta w, \qquad
@@ -99,18 +100,17 @@ def guard_units(
       0 \text{ and } k \leftarrow k + 1 & \text{otherwise}
     \end{cases}
 
-  So a unit that is too fast finds a rate at which it is not. That is for good: no rate
-  rises again, so one broken batch slows every unit that it hits for the rest of the
-  training, and two such batches slow it by ``slowdown`` squared, unless
-  :func:`skip_broken_batches` stands around the chain, as ``alrao(..., guard=...)`` has
-  it. Weights that were finite stay so. An update that holds NaN is dropped, but slows
-  nobody, since it doesn't tell who is to blame. The updates of units that were never
-  stopped are left alone to the last bit (compiled into one program, XLA may round their
-  sum with the weights otherwise), and so are heads: a diverged head is
-  :func:`track_heads`' to leave out.
+  So a unit that is too fast finds a slower rate that works. No rate rises again: one
+  broken batch slows every unit that it hits for the rest of the training, and two such
+  batches slow it by ``slowdown`` squared. :func:`skip_broken_batches` around the chain
+  prevents that; ``alrao(..., guard=...)`` adds it. Finite weights stay finite. An
+  update that holds NaN is dropped, but slows no unit, since it doesn't tell which one
+  is at fault. Units that were never stopped get their updates unchanged to the last bit
+  (in one compiled program, XLA may round their sum with the weights differently). So do
+  heads: :func:`track_heads` handles diverged heads.
 
-  Stands after :func:`scale_by_unit_rates`, and after all else that makes updates
-  larger, such as a schedule; :func:`drop_diverged` stands first, so that the state of a
+  Put it after :func:`scale_by_unit_rates`, and after everything else that makes updates
+  larger, such as a schedule. Put :func:`drop_diverged` first, so that the state of a
   base stays finite too::
 
     alrao.skip_broken_batches(
@@ -123,11 +123,11 @@ def guard_units(
       )
     )
 
-  ``optax.apply_if_finite`` stops all units where one is not finite;
-  ``optax.adaptive_grad_clip`` shortens a unit's step where this one lowers its rate.
+  In contrast, ``optax.apply_if_finite`` stops all units if one is not finite, and
+  ``optax.adaptive_grad_clip`` shortens a unit's step but keeps its rate.
 
   Args:
-    settings: What :func:`guard` returned; its defaults without.
+    settings: What :func:`guard` returned; its defaults if None.
     units: How the units are read, as given to :func:`scale_by_unit_rates`.
 
   Returns:
@@ -136,8 +136,8 @@ def guard_units(
 
   Raises:
     TypeError: If ``settings`` is no :class:`Guard`, ``units`` no :class:`UnitOptions`.
-    ValueError: At ``update``, without ``params``, or with others than those of
-      ``init``; at ``init`` as :func:`unit_specs`.
+    ValueError: At ``update``, if ``params`` are missing or not those of ``init``; at
+      ``init`` as :func:`unit_specs`.
 
   Example:
     >>> import alrao_jax as alrao, jax.numpy as jnp
@@ -177,7 +177,7 @@ def guard_units(
     length, _ = network.body.norms(updates, dtype)
     weights, _ = network.body.norms(params, dtype)
     fits = length <= settings.limit * jnp.maximum(weights, 1)
-    # What no entry of the sum of both can exceed, so that it is finite.
+    # A bound on the entries of the sum of both, which must be finite.
     fits &= length + weights <= _largest(params)
     trips = state.trips + (~fits & ~jnp.isnan(length)).astype(jnp.int32)
     return network.keep(updates, fits), state._replace(trips=trips)
@@ -191,10 +191,10 @@ class SkipBrokenBatchesState(NamedTuple):
   Attributes:
     fingerprint: A uint32 scalar that tells whether parameters are read as they were at
       ``init``.
-    largest_heads: The largest norm of each head's gradient of late, shape
-      ``(max(num_heads, 1),)``, float32 or float64; 0 where none was seen.
-    largest_units: The same of each unit, shape ``(max(num_units, 1),)``, the groups of
-      units by name.
+    largest_heads: The recent largest norm of each head's gradient, shape
+      ``(max(num_heads, 1),)``, float32 or float64; 0 for a head without any yet.
+    largest_units: The same for each unit, shape ``(max(num_units, 1),)``, with the
+      groups of units in the order of their names.
     suspect: Bool scalar, whether the last step's batch looked broken.
     skipped_steps: int32 scalar, the number of steps that were skipped.
     inner: State of the transformation within.
@@ -212,38 +212,38 @@ class SkipBrokenBatchesState(NamedTuple):
 def skip_broken_batches(
   inner: optax.GradientTransformation, *, units: UnitOptions = UnitOptions()
 ) -> optax.GradientTransformationExtraArgs:
-  r"""Skips the step of a batch that throws all units off, such as one not normalised.
+  r"""Skips the step of a batch that upsets most units, such as one not normalised.
 
-  One huge but finite batch does harm that stays: heads go off, momenta and averages of
-  squares hold its gradient for long, and :func:`guard_units` slows units that are not
-  to blame. A batch looks broken where
+  One huge but finite batch does lasting harm: heads diverge, momenta and averages of
+  squares keep its gradient for long, and :func:`guard_units` slows units that are not
+  at fault. A batch looks broken if
 
-  - the gradients of more than half of the units, or of the heads, that have one at all
-    are not finite or more than 100 times their largest of late,
+  - more than half of the units with a gradient, or of the heads with one, have a
+    gradient that is not finite or above 100 times their recent largest,
     :math:`r \leftarrow \max(\|g\|, 0.99 r)`; or
   - a :func:`guard_units` in ``inner`` stops more than half of the units.
 
-  Then nothing of the step is kept, neither updates nor any state of ``inner``:
-  parameters, momenta, counts, the heads' posterior and the guard's slowdowns are as if
-  the batch had never been. But only once: in the next step the units are to blame, or
-  the task has changed, and the step is made, whatever the batch looks like.
+  Then the step changes nothing, neither the parameters nor the state of ``inner``:
+  momenta, counts, the heads' posterior and the guard's slowdowns stay as they were.
+  This happens only once in a row. The next step is made, whatever its batch looks like:
+  then the units are at fault, or the task has changed.
 
-  It stands around the whole optimizer, all that keeps an average of parameters
-  included. ``alrao(..., guard=alrao.guard())`` and ``schedule_free_alrao`` likewise put
-  it around theirs.
+  Put it around the whole optimizer, with everything that keeps an average of
+  parameters. ``alrao`` and ``schedule_free_alrao`` do so if they are given
+  ``guard=alrao.guard()``.
 
   Args:
-    inner: The optimizer, which is given all arguments of ``update``.
+    inner: The optimizer. Its ``update`` gets all arguments.
     units: How the units are read, as given to :func:`scale_by_unit_rates`.
 
   Returns:
     The transformation. Updates keep their sign and dtype. Its state holds one number a
-    unit, and that of ``inner``.
+    unit, and the state of ``inner``.
 
   Raises:
     TypeError: If ``units`` is no :class:`UnitOptions`.
-    ValueError: At ``init`` as :func:`unit_specs`; at ``update``, for other parameters
-      than those of ``init``.
+    ValueError: At ``init`` as :func:`unit_specs`; at ``update``, if the parameters are
+      not those of ``init``.
 
   Example:
     >>> import alrao_jax as alrao, jax.numpy as jnp, optax
@@ -280,8 +280,8 @@ def skip_broken_batches(
     lengths = network.norms(updates, dtype)
     broken = jnp.zeros([], bool)
     for length, most in zip(lengths, largest, strict=True):
-      # Who has no gradient has no say: dead units, diverged heads, and where the
-      # softmax of a huge batch is 0 or 1 all that feeds right answers.
+      # Don't count what has no gradient: silent units, diverged heads, and the units
+      # behind right answers where the softmax of a huge batch is 0 or 1.
       known = (most > 0) & (length != 0)
       surges = known & ~(length <= _SURGE * most)  # a comparison that is False for NaN
       broken |= 2 * jnp.sum(surges) > jnp.sum(known)
@@ -324,9 +324,9 @@ def _stopped(old: Any, new: Any) -> tuple[jax.Array | int, int]:
 def keep_finite(new: Any, old: Any) -> Any:
   """Keeps old statistics, feature by feature, where the new ones are not finite.
 
-  For what a forward pass averages over batches, as batch normalisation does. One batch
-  with NaN or infinities leaves the parameters and the optimizer's state finite, and
-  training goes on; but an average that was NaN once stays so, and with it every
+  Use it for what a forward pass averages over batches, as batch normalisation does. One
+  batch with NaN or infinities leaves the parameters and the optimizer's state finite,
+  and training goes on. But an average that was NaN once stays NaN, and so does every
   evaluation. Write, in linen and in nnx::
 
     batch_stats = alrao.keep_finite(updated["batch_stats"], batch_stats)
@@ -334,21 +334,21 @@ def keep_finite(new: Any, old: Any) -> Any:
     before = nnx.as_pure(nnx.state(model, nnx.BatchStat))     # before the forward pass
     nnx.update(model, alrao.keep_finite(nnx.state(model, nnx.BatchStat), before))
 
-  Where an entry is not finite, the entries at its place in all arrays of the same
-  module and shape stay as they were, so that a feature's mean goes with its variance.
-  All other features, and those of other heads, get their new statistics.
+  If an entry is not finite, the entries at its place stay as they were in all arrays of
+  the same module and shape, so a feature keeps its mean together with its variance. All
+  other features, and those of other heads, get their new statistics.
 
   Args:
     new: Statistics after the forward pass: any tree of arrays.
-    old: Those before it, with the same paths and shapes.
+    old: Statistics before it, with the same paths and shapes.
 
   Returns:
-    A tree like ``new``, boxes kept. Arrays of integers and random keys are those of
+    A tree like ``new`` with its boxes. Arrays of integers and random keys are those of
     ``new``.
 
   Raises:
-    ValueError: Paths or shapes differ; or ``old`` is made of the same ``nnx.Variable``
-      as ``new``, which hold the new values by now.
+    ValueError: If paths or shapes differ, or ``old`` holds the ``nnx.Variable``
+      objects of ``new``, which have the new values already.
 
   Example:
     >>> import alrao_jax as alrao, jax.numpy as jnp

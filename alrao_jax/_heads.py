@@ -21,13 +21,12 @@ class TrackHeadsState(NamedTuple):
   """State of :func:`track_heads`.
 
   Attributes:
-    log_weights: Shape ``(num_heads,)``, the log-posterior of the heads, to be used for
-      the next step's loss. Of several MultiHeads a dict of such arrays by their paths,
-      and so is all that follows.
+    log_weights: Shape ``(num_heads,)``, the log-posterior of the heads for the next
+      step's loss. With several MultiHeads this and all other fields are dicts by their
+      paths.
     averaging: State of the averaging, such as :class:`SwitchState`.
-    diverged: Bool, shape ``(num_heads,)``: which heads the last report said to have
-      diverged.
-    all_diverged_steps: int32 scalar, how many reports said so of all heads.
+    diverged: Bool, shape ``(num_heads,)``: which heads had diverged in the last report.
+    all_diverged_steps: int32 scalar, in how many reports all heads had diverged.
   """
 
   log_weights: Any
@@ -36,7 +35,7 @@ class TrackHeadsState(NamedTuple):
   all_diverged_steps: Any
 
 
-# What collapse() finds out about an optimizer: the averagings whose state it holds.
+# The averagings in an optimizer, which its init notes here for collapse().
 _found: contextvars.ContextVar[list[Averaging] | None] = contextvars.ContextVar(
   "averagings", default=None
 )
@@ -51,7 +50,7 @@ def averagings_of(optimizer: optax.GradientTransformation, params: Any) -> list[
   """
   token = _found.set([])
   try:
-    # A new function each time: JAX would remember, and not run it again.
+    # A new function each time, since JAX caches the trace of a known one.
     jax.eval_shape(lambda params: optimizer.init(params), params)
     return _found.get() or []
   finally:
@@ -62,25 +61,26 @@ def averagings_of(optimizer: optax.GradientTransformation, params: Any) -> list[
 def track_heads(
   averaging: Averaging = switch(),
 ) -> optax.GradientTransformationExtraArgs:
-  """Keeps the posterior over the heads; passes the updates through, made safe.
+  """Keeps the posterior over the heads, and makes the updates safe.
 
-  The last transformation of a chain. Its ``update`` takes ``head_log_likelihoods``,
-  which every loss of this library returns in its :class:`MixtureInfo`, and moves the
-  posterior that :func:`log_weights` reads. What a report says of a head:
+  This is the last transformation of a chain. Its ``update`` takes
+  ``head_log_likelihoods``, which every loss of this library returns in its
+  :class:`MixtureInfo`, and moves the posterior that :func:`log_weights` reads. An entry
+  of this report means:
 
-  - ``-inf`` (or ``+inf``): it has diverged. It gets no update. If all have diverged,
-    the posterior stands still, and the body moves by its momentum alone.
-  - NaN: nothing was seen of it, as in a batch without any weighted example. It is
-    updated as usual, and its weight stays. If nothing was seen of any, the posterior
-    stands still.
+  - ``-inf`` (or ``+inf``): the head has diverged. It gets no update. If all heads have
+    diverged, the posterior stays, and the body moves by its momentum alone.
+  - NaN: the head was not observed, as in a batch without a weighted example. It is
+    updated as usual, and its weight stays. If no head was observed, the posterior
+    stays.
 
-  An update that would make its parameter non-finite becomes zero. What the user carries
-  beside the parameters, such as the running averages of BatchNorm, :func:`keep_finite`
-  keeps.
+  An update that would make its parameter non-finite becomes zero. Use
+  :func:`keep_finite` for what you carry next to the parameters, such as the running
+  averages of BatchNorm.
 
-  Each call is one observation. Where several batches make one, pass the mean of their
-  reports, weighted by :attr:`MixtureInfo.num_examples`, without those of which nothing
-  was seen or that are skipped. Under :class:`optax.MultiSteps`, which averages the
+  Each call is one observation. If several batches make one observation, pass the mean
+  of their reports, weighted by :attr:`MixtureInfo.num_examples`. Leave out batches that
+  are skipped or observed nothing. Under :class:`optax.MultiSteps`, which averages the
   gradients but not the reports, sum over the micro-batches since the last update::
 
     counts = jnp.isfinite(info.head_log_likelihoods).any()
@@ -89,8 +89,8 @@ def track_heads(
     count += n                                                     # has_updated(...)
     report = total / count                       # NaN if nothing was seen of any batch
 
-  Under ``jax.shard_map`` (``jax.pmap``), where each device sees a part of the batch,
-  sum over the devices what is summed over micro-batches there::
+  Under ``jax.shard_map`` (``jax.pmap``) each device sees a part of the batch. Sum over
+  the devices, as above over the micro-batches::
 
     report = jax.lax.psum(jnp.where(n > 0, n * info.head_log_likelihoods, 0.0), "data")
     report /= jax.lax.psum(n, "data")
@@ -100,10 +100,11 @@ def track_heads(
       :func:`fixed_share`.
 
   Returns:
-    The transformation. Updates keep their sign. Where the model has several
-    :class:`~alrao_jax.linen.MultiHead` layers, each has its own posterior, and
-    ``head_log_likelihoods`` is a mapping by their paths, ``{"actor": ..., "net/critic":
-    ...}``, or by ends of these that no other path has, such as ``"critic"``.
+    The transformation. Updates keep their sign. If the model has several
+    :class:`~alrao_jax.linen.MultiHead` layers, each has its own posterior.
+    ``head_log_likelihoods`` is then a mapping by their paths,
+    ``{"actor": ..., "net/critic": ...}``, or by ends that no other path has, such as
+    ``"critic"``.
 
   Raises:
     TypeError: At ``update``, without ``head_log_likelihoods``.
@@ -144,8 +145,8 @@ def track_heads(
     if (found := _found.get()) is not None:
       found.append(averaging)
     if not jax.tree.leaves(params):
-      # optax.tree.map_params asks where the state has parameters, by a tree without
-      # leaves: a single leaf stands for whatever this state holds.
+      # optax.tree.map_params calls init with a leafless tree, to find the parameters in
+      # the state. A single leaf takes the place of each field.
       return TrackHeadsState(*(jnp.zeros([]) for _ in TrackHeadsState._fields))
     num_heads = _tree.count_heads("track_heads()", params)
     if not num_heads:
@@ -162,7 +163,7 @@ def track_heads(
   def observe(state, log_likelihoods):
     new = averaging.update(state.averaging, log_likelihoods)
     weights = averaging.log_weights(new)
-    # A method of the user's own may take NaN and infinities for numbers.
+    # A user's own method may not know NaN and infinities.
     learns = jnp.isfinite(log_likelihoods).any() & ~jnp.isnan(weights).any()
     new, weights = jax.tree.map(
       functools.partial(jnp.where, learns),
@@ -193,7 +194,7 @@ def track_heads(
     def guard(path, update, *param):
       layer = _tree.head_name(_tree.path_of(path))
       if layer is not None:
-        # The gradient of a diverged head is zero, but momentum would coast.
+        # The gradient of a diverged head is zero, but its momentum is not.
         diverged = new_state.diverged
         diverged = diverged[layer] if several else diverged
         diverged = diverged.reshape(diverged.shape + (1,) * (update.ndim - 1))
@@ -214,8 +215,8 @@ def log_weights(opt_state: Any, name: str | None = None) -> jax.Array:
     opt_state: State of an optimizer that holds one :func:`track_heads`, within any
       chain, mask, partition, ``MultiSteps``, ``inject_hyperparams``, or the
       ``opt_state`` of an ``nnx.Optimizer``.
-    name: Which posterior, where the model has several MultiHeads: the path of one, such
-      as ``"net/critic"``, or an end of it that no other has, such as ``"critic"``. A
+    name: Which posterior, if the model has several MultiHeads: the path of one, such as
+      ``"net/critic"``, or an end that no other path has, such as ``"critic"``. A
       MultiHead that is the whole model is named ``"alrao_heads"``.
 
   Returns:
@@ -244,7 +245,7 @@ def log_weights(opt_state: Any, name: str | None = None) -> jax.Array:
 
 
 def by_layer(state: TrackHeadsState) -> dict[Any, TrackHeadsState]:
-  """The state of each MultiHead by its path; of the only one by None."""
+  """The state of each MultiHead by its path; a single MultiHead has the key None."""
   if not isinstance(state.log_weights, Mapping):
     return {None: state}
   return {
@@ -279,7 +280,7 @@ def _checked_log_likelihoods(given: Any, weights: Any) -> Any:
     got = "one array" if several else f"a mapping by {tuple(given)}"
     raise ValueError(f"{call} must be {expected}, got {got}.")
   if several:
-    # A plain dict, whatever kind of mapping it was.
+    # Now a plain dict, whatever mapping it was.
     given = _tree.match_layers(call, given, weights)
   arrays = jax.tree.map(jnp.asarray, given)
   for value, weight in zip(
@@ -297,7 +298,7 @@ class PerHeadState(NamedTuple):
   """State of :func:`per_head`.
 
   Attributes:
-    body: State of the inner transformation for all that is no head.
+    body: State of the inner transformation for the body.
     heads: Its states for the heads, stacked on axis 0.
   """
 
@@ -311,14 +312,14 @@ def per_head(
 ) -> optax.GradientTransformationExtraArgs:
   """Runs a transformation once on the body, and on each head as if it were alone.
 
-  For transformations that mix entries: clipping by the global norm, trust ratios,
-  orthogonalised updates. Without it the heads' own gradients, half of them from
-  heads that are too fast, would enter the body's norm. Elementwise transformations
-  such as :func:`optax.scale_by_adam` do not need it.
+  Use it for transformations that mix entries: clipping by the global norm, trust
+  ratios, orthogonalised updates. Without it the heads' own gradients would enter the
+  body's norm, and half of them come from heads that are too fast. Elementwise
+  transformations such as :func:`optax.scale_by_adam` do not need it.
 
   Args:
-    tx: The transformation. Its scalars (counters, norms) become one for each head.
-      Without heads, all is body.
+    tx: The transformation. Each head has its own scalars (counters, norms). In a model
+      without heads, everything is body.
 
   Returns:
     The transformation. Updates keep their sign.
@@ -374,21 +375,21 @@ def per_head(
 
 
 def best_heads(opt_state: Any, keep: int = 1) -> tuple[int, ...]:
-  """Returns the heads with the largest posterior weights, to be kept.
+  """Returns the heads with the largest posterior weights.
 
   Args:
-    opt_state: State of an optimizer that holds one :func:`track_heads`, its values
-      known: outside of ``jax.jit``.
+    opt_state: State of an optimizer that holds one :func:`track_heads`. Its values must
+      be known, so call this outside of ``jax.jit``.
     keep: How many, 1 to ``num_heads``.
 
   Returns:
-    Their indices, ascending. Of heads with equal weights, the slower are better. For
-    several MultiHeads, the best in the product of their posteriors.
+    Their indices, ascending. Among heads with equal weights, slower heads win.
+    With several MultiHeads, the product of their posteriors decides.
 
   Raises:
-    ValueError: ``keep`` is below 1 or above ``num_heads``; ``opt_state`` holds no
-      posterior, or one for each of several seeds.
-    TypeError: ``keep`` is no integer, or the posterior is traced.
+    ValueError: If ``keep`` is below 1 or above ``num_heads``; if ``opt_state`` holds
+      no posterior, or one for each of several seeds.
+    TypeError: If ``keep`` is no integer, or the posterior is traced.
 
   Example:
     >>> import alrao_jax as alrao, jax, jax.numpy as jnp
@@ -435,10 +436,9 @@ def follow_leader(
 ) -> Leader:
   """Counts for how many steps in a row one head has had almost all the weight.
 
-  It tells when to :func:`collapse`, without a look at values in each step: call it
-  in the compiled training step, carry its result, and look at it once in a while. Of
-  the numbers here, ``threshold`` and 200 steps, neither is a recommendation: how sure
-  to be, and for how long, is the task's::
+  It tells when to :func:`collapse`, without reading values in each step: call it in the
+  compiled training step, carry its result, and read it once in a while. The
+  ``threshold`` and the 200 steps below are no recommendation: each task needs its own::
 
     leader = alrao.follow_leader(alrao.log_weights(opt_state))     # before training
     leader = alrao.follow_leader(alrao.log_weights(opt_state), leader)  # in each step
@@ -454,8 +454,8 @@ def follow_leader(
     The new :class:`Leader`.
 
   Raises:
-    ValueError: ``threshold`` lies outside ``[0, 1]``; ``log_weights`` has another
-      number of axes than one.
+    ValueError: If ``threshold`` is outside ``[0, 1]``; if ``log_weights`` does not
+      have one axis.
 
   Example:
     >>> import alrao_jax as alrao, jax.numpy as jnp
@@ -500,10 +500,10 @@ def follow_leader(
 
 
 def posteriors(call: str, opt_state: Any) -> dict[str | None, jax.Array]:
-  """The heads' log-weights by the paths of their MultiHeads; None: the only one's.
+  """The log-weights by the paths of the MultiHeads; a single one has the key None.
 
   Raises:
-    ValueError: There are several posteriors, or one for each of several seeds.
+    ValueError: If there are several posteriors, or one for each of several seeds.
   """
   if not find_states(opt_state, TrackHeadsState):
     return {}
@@ -517,13 +517,13 @@ def posteriors(call: str, opt_state: Any) -> dict[str | None, jax.Array]:
 
 
 def tracked_heads(opt_state: Any) -> dict[str | None, TrackHeadsState]:
-  """What is known of the heads by the paths of the MultiHeads; None: the only one."""
+  """The states of the MultiHeads by path; a single one has the key None."""
   states = find_states(opt_state, TrackHeadsState)
   return by_layer(states[0]) if states else {}
 
 
 def check_one_seed(call, vector, length):
-  """Refuses what a state has that was made under ``jax.vmap``."""
+  """Refuses a vector from a state that was made under ``jax.vmap``."""
   if vector.ndim != 1:
     raise ValueError(
       f"{call} needs the state of one seed, with a vector of shape ({length},), got "

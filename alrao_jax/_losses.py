@@ -1,4 +1,4 @@
-r"""The likelihood of a mixture of heads, whose gradient also trains the heads.
+r"""Losses of a mixture of heads; their gradient also trains each head.
 
 With head weights :math:`a_j` the model predicts :math:`p(y) = \sum_j a_j p_j(y)`
 (arXiv 1810.01322, Algorithm 1).
@@ -20,18 +20,18 @@ from ._multi_head import HeadOutputs, closure_convert
 
 
 class MixtureInfo(NamedTuple):
-  """What a loss reports beside its value. No gradient flows through it.
+  """What a loss reports next to its value. No gradient flows through it.
 
   Attributes:
-    nll: negative log-likelihood of the mixture, a scalar: the number to report.
+    nll: Negative log-likelihood of the mixture, a scalar: the number to report.
       ``inf`` when all heads have diverged.
-    head_log_likelihoods: mean log-likelihood of each head, shape ``(num_heads,)``:
-      ``-inf`` for a diverged head, NaN for every head where no example has a weight,
-      so that nothing was seen. The optimizer's ``update`` takes it.
-    healthy: false for a diverged head, whose mean log-likelihood is not finite; bool,
-      shape ``(num_heads,)``.
-    num_examples: the sum of the examples' weights, a scalar: how much this report
-      weighs in a mean with others.
+    head_log_likelihoods: Mean log-likelihood of each head, shape ``(num_heads,)``:
+      ``-inf`` for a diverged head, NaN for every head if no example has a weight. The
+      optimizer's ``update`` takes it.
+    healthy: Bool, shape ``(num_heads,)``. False for a diverged head: its mean
+      log-likelihood is not finite.
+    num_examples: The sum of the examples' weights, a scalar: the weight of this report
+      in a mean with others.
   """
 
   nll: jax.Array
@@ -47,7 +47,7 @@ def mixture_loss(
   *,
   weights: Any = None,
 ) -> tuple[jax.Array, MixtureInfo]:
-  r"""Negative log-likelihood of the mixture, whose gradient also trains the heads.
+  r"""Negative log-likelihood of the mixture; its gradient also trains each head.
 
   .. math::
     \text{nll} &= -\frac{\sum_b w_b \log \sum_j a_j\, p_j(y_b)}{\sum_b w_b} \\
@@ -55,17 +55,17 @@ def mixture_loss(
 
   The first term reads ``heads.shared`` and trains the layers below the heads; each
   ``nll_j``, the loss of head ``j`` alone, reads ``heads.own`` and trains that head.
-  The sum over heads is zero, summand by summand: the value is the mixture's, even
-  while the own loss of some head is 1e8.
+  Each summand of the sum over heads is zero, so the value is the mixture's, even if the
+  loss of some head is 1e8.
 
-  A head whose mean log-likelihood is not finite has *diverged*: it has no part in value
-  and gradient, and the weights are renormalised over the others. With all heads
-  diverged, the loss is ``inf`` and its gradient zero.
+  A head has *diverged* if its mean log-likelihood is not finite. It has no part in
+  value and gradient, and the weights are renormalised over the others. If all heads
+  have diverged, the loss is ``inf`` and its gradient zero.
 
   **Several batches in one step** are averaged with the weights ``info.num_examples``,
-  leaving out those that saw nothing and those that a wrapper skips: under
-  `optax.MultiSteps` over the micro-batches so far, under `jax.shard_map` by
-  `jax.lax.psum` over the devices::
+  without batches that observed nothing and those that a wrapper skips: under
+  :class:`optax.MultiSteps` over the micro-batches so far, under :func:`jax.shard_map`
+  by :func:`jax.lax.psum` over the devices::
 
     seen = jnp.isfinite(info.head_log_likelihoods).any()
     report = info.num_examples * info.head_log_likelihoods
@@ -80,24 +80,24 @@ def mixture_loss(
   temperature; ``likelihood_scale`` of the averaging changes it for the switch alone.
 
   Args:
-    heads: what `MultiHead` or `multi_head` returned.
-    log_prob: log-likelihoods under one head, ``log_prob(outputs_j) -> array``, one
+    heads: What :class:`~alrao_jax.linen.MultiHead` or :func:`multi_head` returned.
+    log_prob: Log-likelihoods under one head, ``log_prob(outputs_j) -> array``, one
       entry an example, of any shape. What it closes over (a trained noise scale)
-      receives the gradient of the mixture's term alone.
-    log_weights: logs of the heads' weights, ``(num_heads,)``, as from
-      ``log_weights(opt_state)``. They are constants to the gradient.
-    weights: non-negative or bool, of the shape that ``log_prob`` returns: a mask for
-      padding, or sample weights. Log-likelihoods under weight 0 never matter, not even
-      NaN; but features must be finite there too, as in any model, since the gradient
-      multiplies them by 0. All weights 0 make a loss of 0 and a report of NaN, which
-      moves no posterior. By default they are 1.
+      receives only the gradient of the mixture's term.
+    log_weights: Logs of the heads' weights, ``(num_heads,)``, as from
+      ``log_weights(opt_state)``. The gradient treats them as constants.
+    weights: Non-negative or bool, in the shape that ``log_prob`` returns: a mask for
+      padding, or sample weights; 1 by default. Log-likelihoods of weight 0 never
+      matter, not even NaN. But features must be finite there too, as in any model,
+      since the gradient multiplies them by 0. If all weights are 0, the loss is 0 and
+      the report NaN, which moves no posterior.
 
   Returns:
-    The loss, a scalar in at least float32, and `MixtureInfo`.
+    The loss, a scalar in at least float32, and :class:`MixtureInfo`.
 
   Raises:
-    TypeError: ``heads`` is not `HeadOutputs`.
-    ValueError: ``log_weights`` or ``weights`` have another shape.
+    TypeError: If ``heads`` is not :class:`HeadOutputs`.
+    ValueError: If ``log_weights`` or ``weights`` have another shape.
 
   Example:
     >>> import jax.numpy as jnp
@@ -124,13 +124,13 @@ def routed_loss(
   weights: Any = None,
   total: jax.Array | None = None,
 ) -> tuple[jax.Array, MixtureInfo]:
-  """`mixture_loss`, dividing by ``total`` instead of the sum of weights if given."""
+  """:func:`mixture_loss`, divided by ``total`` instead of the sum of weights."""
 
   def evaluate(outputs):  # (num_heads, *examples)
     values = jax.vmap(log_prob)(outputs)
     return values.astype(loss_dtype(values))
 
-  # What log_prob closes over would receive the gradient of every head's own loss too.
+  # Otherwise the closed-over values would get the gradient of every head's own loss.
   converted, closed_over, *_ = closure_convert(evaluate, heads.shared)
   constant = jax.lax.stop_gradient
   values = converted(constant(closed_over), constant(heads.own))
@@ -144,13 +144,13 @@ def routed_loss(
     return weighted.sum(axis=tuple(range(1, values.ndim))) / constant(divisor)
 
   healthy = jnp.isfinite(mean(values))
-  # XLA computes the three evaluations, which differ in their gradient alone, as one.
+  # XLA computes the three evaluations, which only differ in their gradient, as one.
   heads = trained_where_finite(heads, healthy, values)
   own = jnp.where(healthy, mean(converted(constant(closed_over), heads.own)), 0)
   outputs = heads.shared
   if any(jnp.issubdtype(x.dtype, jnp.inexact) for x in closed_over):
-    # A zero cotangent times an infinite output is NaN, and would reach what log_prob
-    # closes over.
+    # A zero cotangent times an infinite output is NaN, which would reach the values
+    # that log_prob closes over.
     outputs = with_finite_outputs(outputs, healthy, values)
   shared = jnp.where(used, converted(closed_over, outputs), 0)
 
@@ -163,7 +163,7 @@ def routed_loss(
   nll = -(weights * jax.nn.logsumexp(joint, axis=0)).sum() / divisor
   nll = jnp.where(present.any(), nll, jnp.inf)
 
-  # Equal values cancel head by head: their sum, up to 1e8, would round the nll away.
+  # Subtract head by head: a sum of up to 1e8 would round the nll away.
   loss = nll + (constant(own) - own).sum()
   report = jnp.where(used.any(), jnp.where(healthy, own, -jnp.inf), jnp.nan)
   return loss, constant(MixtureInfo(nll, report, healthy, num_examples))
@@ -172,17 +172,17 @@ def routed_loss(
 def trained_where_finite(
   heads: HeadOutputs, healthy: jax.Array, values: jax.Array
 ) -> HeadOutputs:
-  """The same outputs, without a gradient where they make no finite log-likelihood.
+  """Stops the gradient of outputs that make no finite log-likelihood.
 
-  There a cotangent is zero (the head has diverged, or the example has no weight), and
-  times an infinite derivative it would be NaN, which `multi_head` would take for an
+  Their cotangent is zero (the head has diverged, or the example has no weight). Times
+  an infinite derivative it would be NaN, which :func:`multi_head` would take for an
   overflow.
 
   Args:
-    heads: the outputs.
-    healthy: shape ``(num_heads,)``; others have no gradient at all.
-    values: what the outputs make, shape ``(num_heads, *examples)``. An array of outputs
-      that begins with this shape has no gradient where they are not finite, either.
+    heads: The outputs.
+    healthy: Shape ``(num_heads,)``; diverged heads get no gradient at all.
+    values: What the outputs make, shape ``(num_heads, *examples)``. An array of outputs
+      that begins with this shape gets no gradient where ``values`` are not finite.
 
   Returns:
     Equal outputs.
@@ -199,7 +199,7 @@ def trained_where_finite(
 def with_finite_outputs(outputs: Any, healthy: jax.Array, values: jax.Array) -> Any:
   """Replaces outputs that make no finite log-likelihood by a healthy head's.
 
-  Where that head has none either, by zeros. See `trained_where_finite`.
+  If that head has none either, it takes zeros. See :func:`trained_where_finite`.
   """
 
   def replace(x):
@@ -212,7 +212,7 @@ def with_finite_outputs(outputs: Any, healthy: jax.Array, values: jax.Array) -> 
 
 
 def _trusted(x: jax.Array, healthy: jax.Array, values: jax.Array) -> jax.Array:
-  """Which entries make a finite log-likelihood, for all that is known; x.ndim axes."""
+  """Which entries may make a finite log-likelihood, an array with x.ndim axes."""
   if x.shape[: values.ndim] == values.shape:
     healthy = healthy.reshape((-1,) + (1,) * (values.ndim - 1)) & jnp.isfinite(values)
   return healthy.reshape(healthy.shape + (1,) * (x.ndim - healthy.ndim))
@@ -229,7 +229,7 @@ def as_array(
   """The value as an array of that dtype.
 
   Raises:
-    ValueError: It has another shape.
+    ValueError: If it has another shape.
   """
   value = as_given(value)
   if value.shape != shape:
@@ -242,7 +242,7 @@ def as_array(
 
 
 def as_given(value: Any) -> Any:
-  """A JAX array as it is; all else as NumPy's, whose 64 bits JAX would cut to 32."""
+  """JAX arrays as they are, others as NumPy arrays, which keep their 64 bits."""
   if isinstance(value, jax.Array) or hasattr(value, "__jax_array__"):
     return jnp.asarray(value)
   return np.asarray(value)
@@ -251,14 +251,14 @@ def as_given(value: Any) -> Any:
 def example_weights(
   call: str, weights: Any, shape: tuple[int, ...], dtype: Any
 ) -> jax.Array:
-  """The weights as an array of that shape and dtype, by default ones."""
+  """The weights as an array of that shape and dtype; ones by default."""
   if weights is None:
     return jnp.ones(shape, dtype)
   return as_array(call, "weights", weights, shape, dtype)
 
 
 def check_heads(call: str, heads: Any, log_weights: Any) -> None:
-  """Refuses what is not `HeadOutputs`, and weights of another number of heads."""
+  """Refuses other types than :class:`HeadOutputs`, and weights of other heads."""
   call = call.removesuffix("()")
   if not isinstance(heads, HeadOutputs):
     raise TypeError(
@@ -275,10 +275,10 @@ def check_heads(call: str, heads: Any, log_weights: Any) -> None:
 
 
 def one_array(call: str, outputs: Any) -> jax.Array:
-  """Heads' outputs that must be a single array, not a tree of them.
+  """The heads' outputs, which must be a single array.
 
   Raises:
-    TypeError: They are a tree.
+    TypeError: If they are a tree.
   """
   if not jax.tree_util.treedef_is_leaf(jax.tree.structure(outputs)):
     raise TypeError(
@@ -303,30 +303,31 @@ def classification_loss(
   the loss is the mixture's cross-entropy, :math:`-\sum_c t_c \log \sum_j a_j p_j(c)`.
 
   **Classes are 0 to num_classes - 1.** Any other label makes the loss ``inf``, trains
-  nothing and moves no posterior, and is an error where its value is known (outside of
-  `jax.jit`); unless its example has weight 0. (optax's losses take negative labels for
-  classes counted from the end: -1, which often means "ignore", trains the last one.)
+  nothing and moves no posterior, and is an error if its value is known (outside of
+  :func:`jax.jit`). Examples of weight 0 may have any label. (optax's losses count
+  negative labels from the last class: -1, which often means "ignore", trains the last
+  one.)
 
   Args:
-    heads: logits of shape ``(num_heads, ..., num_classes)``. A logit of ``-inf``
+    heads: Logits of shape ``(num_heads, ..., num_classes)``. A logit of ``-inf``
       excludes its class.
-    labels: integers of shape ``(...)``, of any integer dtype, or probabilities (one-hot
+    labels: Integers of shape ``(...)``, of any integer dtype, or probabilities (one-hot
       or soft) of shape ``(..., num_classes)``, not negative.
-    log_weights: logs of the heads' weights, ``(num_heads,)``.
-    label_smoothing: share of each target spread evenly over the classes, in [0, 1];
-      0 where classes are excluded, whose share would cost an infinite loss.
-    ignore_label: the integer label, such as -100 or 255, that gives an example weight
-      0. None: there is no such label.
-    weights: weight of each example, of shape ``(...)``, as in `mixture_loss`.
+    log_weights: Logs of the heads' weights, ``(num_heads,)``.
+    label_smoothing: Share of each target spread evenly over the classes, in [0, 1]. It
+      must be 0 if classes are excluded, since their share would cost an infinite loss.
+    ignore_label: The integer label, such as -100 or 255, that gives an example weight
+      0. None if there is no such label.
+    weights: Weight of each example, of shape ``(...)``, as in :func:`mixture_loss`.
 
   Returns:
-    The loss (mean over examples) and `MixtureInfo`, as `mixture_loss`.
+    The loss (mean over examples) and :class:`MixtureInfo`, as :func:`mixture_loss`.
 
   Raises:
-    TypeError: ``heads`` is not `HeadOutputs` of one array, labels of the shape of
-      integer labels are no integers, or ``ignore_label`` is no integer.
-    ValueError: shapes differ, ``label_smoothing`` lies outside [0, 1], a label is known
-      to be no class, or ``ignore_label`` is given with probabilities.
+    TypeError: If ``heads`` is not :class:`HeadOutputs` of one array, if labels of shape
+      ``(...)`` are no integers, or if ``ignore_label`` is no integer.
+    ValueError: If shapes differ, ``label_smoothing`` is outside [0, 1], a label is
+      known to be no class, or ``ignore_label`` is given with probabilities.
 
   Example:
     >>> import jax.numpy as jnp
@@ -360,7 +361,7 @@ def classification_loss(
     weights = _without(call, ignored, weights, batch, dtype)
     rule = f"must be classes, 0 to {num_classes - 1}"
     _check_known(call, labels, in_range | ignored, weights, rule)
-    # Checked before the cast, which may turn a label into another.
+    # Check before the cast, which may turn one label into another.
     one_hot = jax.nn.one_hot(labels.astype(np.int32), num_classes, dtype=bool)
     in_range = jnp.asarray(in_range)
     if is_concrete(label_smoothing) and label_smoothing == 0:
@@ -404,7 +405,7 @@ def _checked_ignore_label(call: str, ignore_label: Any) -> int | None:
   """The label as a Python integer.
 
   Raises:
-    TypeError: It is none, or not known.
+    TypeError: If it is no integer, or not known.
   """
   if ignore_label is None:
     return None
@@ -419,7 +420,7 @@ def _checked_ignore_label(call: str, ignore_label: Any) -> int | None:
 
 
 def _equals(labels: Any, ignore_label: int | None) -> Any:
-  """Where the labels are that one, which may be beyond their dtype's range."""
+  """Where the labels equal that one, which may be beyond their dtype's range."""
   info = jnp.iinfo(labels.dtype)
   if ignore_label is None or not info.min <= ignore_label <= info.max:
     return np.zeros(labels.shape, bool)
@@ -427,7 +428,7 @@ def _equals(labels: Any, ignore_label: int | None) -> Any:
 
 
 def _without(call: str, ignored: Any, weights: Any, shape: Any, dtype: Any) -> Any:
-  """The weights, 0 where examples are ignored; None, for ones, where none can be."""
+  """The weights, 0 for ignored examples; unchanged if none is ignored."""
   if isinstance(ignored, np.ndarray) and not ignored.any():
     return weights
   weights = example_weights(call, weights, shape, dtype)
@@ -435,7 +436,7 @@ def _without(call: str, ignored: Any, weights: Any, shape: Any, dtype: Any) -> A
 
 
 def _check_known(call: str, labels: Any, valid: Any, weights: Any, rule: str) -> None:
-  """Refuses labels that are not valid where they and their weights are known."""
+  """Refuses labels that are not valid, if they and their weights are known."""
 
   def known(x):
     traced = isinstance(x, jax.core.Tracer)
@@ -450,9 +451,9 @@ def _check_known(call: str, labels: Any, valid: Any, weights: Any, rule: str) ->
   if wrong.any():
     first = labels[wrong][0]
     raise ValueError(
-      f"{call[:-1]}labels=...) {rule}, got {first}. If it marks what is to be ignored, "
-      f"write ignore_label={first}, or weights= with 0 for those examples; to count "
-      "classes from the end, as optax does, labels % num_classes."
+      f"{call[:-1]}labels=...) {rule}, got {first}. If it marks ignored examples, "
+      f"write ignore_label={first}, or weights= with 0 for those examples. To count "
+      "classes from the end, as optax does, write labels % num_classes."
     )
 
 
@@ -470,26 +471,27 @@ def binary_loss(
   its :math:`\log p_j(y_l)` over the labels, and the heads are mixed after that sum.
 
   Labels beyond 0 to 1 make the loss ``inf`` or are an error, as in
-  `classification_loss`; unless their example has weight 0.
+  :func:`classification_loss`. Examples of weight 0 may have any labels.
 
   Args:
-    heads: logits of shape ``(num_heads, ..., num_labels)``, or ``(num_heads, batch)``
+    heads: Logits of shape ``(num_heads, ..., num_labels)``, or ``(num_heads, batch)``
       for one label an example (a sequence of them needs a last axis of length 1).
-    labels: 0 or 1, of any dtype, of the shape of one head's logits. In between, a label
-      weighs the two log-probabilities of its head.
-    log_weights: logs of the heads' weights, ``(num_heads,)``.
-    ignore_label: the number, such as -1, that marks a missing label. It is left out of
-      its example's sum; an example of missing labels alone has weight 0. None: there
-      is no such label.
-    weights: weight of each example, of the labels' shape without the axis of labels,
-      as in `mixture_loss`.
+    labels: 0 or 1, of any dtype, in the shape of one head's logits. A label between
+      them weighs the two log-probabilities of a head.
+    log_weights: Logs of the heads' weights, ``(num_heads,)``.
+    ignore_label: The number, such as -1, that marks a missing label. The sum over an
+      example's labels leaves it out; an example with only missing labels has weight 0.
+      None if there is no such label.
+    weights: Weight of each example, in the labels' shape without the axis of labels, as
+      in :func:`mixture_loss`.
 
   Returns:
-    The loss (sum over labels, mean over examples) and `MixtureInfo`, as `mixture_loss`.
+    The loss (sum over labels, mean over examples) and :class:`MixtureInfo`, as
+    :func:`mixture_loss`.
 
   Raises:
-    TypeError: ``heads`` is not `HeadOutputs` of one array.
-    ValueError: shapes differ, or a label is known to be beyond 0 to 1.
+    TypeError: If ``heads`` is not :class:`HeadOutputs` of one array.
+    ValueError: If shapes differ, or a label is known to be beyond 0 to 1.
 
   Example:
     >>> import jax.numpy as jnp
@@ -538,29 +540,29 @@ def regression_loss(
     \log p_j(y) = -\sum_d \left( \frac{(y_d - \mu_{jd})^2}{2 \sigma^2} + \log \sigma +
     \tfrac12 \log 2 \pi \right)
 
-  A head may return a pair ``(mean, log_scale)`` and so learn its noise; then
-  :math:`\sigma` is ``noise_scale * exp(log_scale)``.
+  A head may return a pair ``(mean, log_scale)`` to learn its noise; then :math:`\sigma`
+  is ``noise_scale * exp(log_scale)``.
 
   Args:
-    heads: means of shape ``(num_heads, ..., num_outputs)``, or ``(num_heads, batch)``
+    heads: Means of shape ``(num_heads, ..., num_outputs)``, or ``(num_heads, batch)``
       for one output an example (a sequence needs a last axis of length 1); or a pair of
-      means and log-scales, the latter of a shape that broadcasts to the mean's within
-      each head.
-    targets: of the shape of one head's means.
-    log_weights: logs of the heads' weights, ``(num_heads,)``.
-    noise_scale: standard deviation of the noise in the targets' unit, positive; a
-      number or an array that broadcasts to the targets' shape. A traced one is a
-      parameter of the mixture: it receives the gradient of ``nll``, once.
-    weights: weight of each example, of the targets' shape without the axis of outputs,
-      as in `mixture_loss`.
+      means and log-scales. Within each head, the log-scales must broadcast to the shape
+      of the means.
+    targets: Targets, in the shape of one head's means.
+    log_weights: Logs of the heads' weights, ``(num_heads,)``.
+    noise_scale: Standard deviation of the noise in the targets' unit, positive; a
+      number or an array that broadcasts to the targets' shape. A traced noise scale is
+      a parameter of the mixture: it receives the gradient of ``nll``, once.
+    weights: Weight of each example, in the targets' shape without the axis of outputs,
+      as in :func:`mixture_loss`.
 
   Returns:
-    The loss (sum over outputs, mean over examples) and `MixtureInfo`, as
-    `mixture_loss`.
+    The loss (sum over outputs, mean over examples) and :class:`MixtureInfo`, as
+    :func:`mixture_loss`.
 
   Raises:
-    TypeError: ``heads`` is not `HeadOutputs` of one array or a pair.
-    ValueError: shapes differ, or ``noise_scale`` is not positive.
+    TypeError: If ``heads`` is not :class:`HeadOutputs` of one array or a pair.
+    ValueError: If shapes differ, or ``noise_scale`` is not positive.
 
   Example:
     >>> import jax.numpy as jnp
@@ -580,7 +582,7 @@ def regression_loss(
   targets = as_array(call, "targets", targets, means.shape[1:], dtype)
   check_positive(call, "noise_scale", noise_scale)
   if weights is not None:
-    # NaN marks missing targets, and times 0 would still reach a learned noise.
+    # NaN may mark missing targets, and NaN times 0 would still reach a learned noise.
     examples = targets.shape[:-1] if targets.ndim > 1 else targets.shape
     weights = example_weights(call, weights, examples, dtype)
     used = weights.reshape(examples + (1,) * (targets.ndim - len(examples))) != 0
@@ -598,7 +600,7 @@ def regression_loss(
 
 
 def _sum_outputs(x: jax.Array) -> jax.Array:
-  """Sums over the last axis, unless that is the batch's."""
+  """Sums over the last axis if it is not the batch's."""
   return x.sum(axis=-1) if x.ndim > 1 else x
 
 
@@ -615,37 +617,41 @@ def chunked_mixture_loss(
   chunk_size: int,
   weights: Any = None,
 ) -> tuple[jax.Array, MixtureInfo]:
-  """`mixture_loss` without the outputs of all heads in memory at once.
+  """:func:`mixture_loss` without the outputs of all heads in memory at once.
 
   Heads and log-likelihoods are evaluated for ``chunk_size`` examples at a time, and
-  again in the backward pass. Value and gradient are those of `mixture_loss` up to
-  rounding, which heads have diverged included; the price is one more evaluation of the
-  heads. What `multi_head` says of a part in the mixture holds for each chunk.
+  again in the backward pass. Value, gradient and the diverged heads are those of
+  :func:`mixture_loss` up to rounding; the price is one more evaluation of the heads.
+  Each chunk decides by itself which heads have a part in the mixture (see
+  :func:`multi_head`).
 
-  Labels are a matter of ``log_prob``. optax's losses take a negative one for a class
-  counted from the end, and NaN for one too large: give those to be ignored weight 0,
-  ``weights=labels != -100``, and check the others.
+  ``log_prob`` must handle the labels. optax's losses count negative labels from the
+  last class, and return NaN for labels that are too large. Give ignored labels weight
+  0, ``weights=labels != -100``, and check the others.
 
   Args:
-    evaluate: the heads, a function of the features of a chunk that returns
-      `HeadOutputs`: what calls `MultiHead` or `multi_head`. It may close over the
-      parameters. Examples must not depend on each other (as in a BatchNorm).
-    features: what the heads receive, any pytree of arrays with the examples on axis 0:
-      of a sequence, all positions flattened.
-    log_prob: log-likelihoods under one head, ``log_prob(outputs_j, targets)``, one
+    evaluate: A function of the features of a chunk that returns :class:`HeadOutputs`.
+      It calls :class:`~alrao_jax.linen.MultiHead` or :func:`multi_head`, and may close
+      over the parameters. Examples must not depend on each other (as they do in a
+      BatchNorm).
+    features: What the heads receive, any pytree of arrays with the examples on axis 0.
+      Flatten the positions of sequences.
+    log_prob: Log-likelihoods under one head, ``log_prob(outputs_j, targets)``, one
       entry an example of the chunk. What it closes over (a trained noise scale)
-      receives the gradient of the mixture's term alone, as in `mixture_loss`.
-    targets: any pytree of arrays with the examples on axis 0, without gradient.
-    log_weights: logs of the heads' weights, ``(num_heads,)``.
-    chunk_size: number of examples at a time, at least 1. The last chunk takes the rest.
-    weights: weight of each example, of shape ``(examples,)``, as in `mixture_loss`.
+      receives only the gradient of the mixture's term, as in :func:`mixture_loss`.
+    targets: Any pytree of arrays with the examples on axis 0. They get no gradient.
+    log_weights: Logs of the heads' weights, ``(num_heads,)``.
+    chunk_size: Number of examples at a time, at least 1. The last chunk holds the rest.
+    weights: Weight of each example, of shape ``(examples,)``, as in
+      :func:`mixture_loss`.
 
   Returns:
-    The loss (mean over examples) and `MixtureInfo`, as `mixture_loss`.
+    The loss (mean over examples) and :class:`MixtureInfo`, as :func:`mixture_loss`.
 
   Raises:
-    TypeError: ``evaluate`` does not return `HeadOutputs`, or ``chunk_size`` is no int.
-    ValueError: ``chunk_size`` is below 1, the arrays disagree on the number of
+    TypeError: If ``evaluate`` does not return :class:`HeadOutputs`, or ``chunk_size``
+      is no int.
+    ValueError: If ``chunk_size`` is below 1, the arrays disagree on the number of
       examples, or shapes are not as said.
 
   Example:
@@ -703,7 +709,7 @@ def chunked_mixture_loss(
     split = jax.tree.map(
       lambda x: x[: count - rest].reshape(-1, chunk_size, *x.shape[1:]), inputs
     )
-    # Within a loop nothing merges what is computed with what is computed again.
+    # In a loop, XLA does not merge the first computation with the second.
     stacked = jax.lax.map(jax.checkpoint(chunk, prevent_cse=False), split)
     pieces.append(
       jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(x.shape[1], -1), stacked)
@@ -717,7 +723,7 @@ def chunked_mixture_loss(
 
 
 def _num_examples(features: PyTree, targets: PyTree) -> int:
-  """The length of axis 0, the same in all leaves, of which `targets` has some."""
+  """The length of axis 0, which must be the same in all leaves."""
   leaves = jax.tree.leaves((features, targets))
   lengths = sorted({jnp.shape(x)[0] if jnp.ndim(x) else None for x in leaves}, key=str)
   if len(lengths) != 1 or not lengths[0] or not jax.tree.leaves(targets):

@@ -1,8 +1,7 @@
-"""Heads evaluated once, whose gradient returns on two separate ways.
+"""Evaluates heads once, and sends two gradients back.
 
-The internal layers descend the mixture's loss, each head descends its own: the
-second half of the paper's Algorithm 1 (arXiv 1810.01322) in one
-backward pass.
+The internal layers descend the mixture's loss, and each head descends its own. This is
+the second half of the paper's Algorithm 1 (arXiv 1810.01322), in one backward pass.
 """
 
 import functools
@@ -25,10 +24,10 @@ class Converted(NamedTuple):
   """A function without closed-over arrays.
 
   Attributes:
-    fn: ``fn(closed_over, *args)`` equals the given function of ``args``.
-    closed_over: the arrays, or nothing if all are constants.
-    jaxpr: the function's program.
-    outputs: shapes of what it returns.
+    fn: The function; ``fn(closed_over, *args)`` equals the given function of ``args``.
+    closed_over: The arrays, or nothing if all are constants.
+    jaxpr: The function's program.
+    outputs: Shapes of what it returns.
   """
 
   fn: Callable[..., PyTree]
@@ -38,20 +37,21 @@ class Converted(NamedTuple):
 
 
 def closure_convert(fn: Callable[..., PyTree], *args: PyTree) -> Converted:
-  """Makes the arrays that a function closes over an argument of it, the first.
+  """Turns the arrays that a function closes over into its first argument.
 
-  Does as `jax.closure_convert`, whose cache would keep all those arrays alive.
+  Unlike :func:`jax.closure_convert`, it has no cache that keeps all those arrays in
+  memory.
 
   Args:
-    fn: a pure function.
-    *args: arguments of the types that it will be called with.
+    fn: A pure function.
+    *args: Arguments of the types that it will be called with.
 
   Returns:
-    ``fn`` as it is to be called, and what is known of it.
+    The converted function, and what is known of it.
   """
   closed_jaxpr, outputs = jax.make_jaxpr(fn, return_shape=True)(*args)
   if not any(isinstance(x, jax.core.Tracer) for x in closed_jaxpr.consts):
-    # Traced anew, fn takes arguments that vary over other axes of a jax.shard_map.
+    # A new trace lets fn take arguments that vary over other axes of a jax.shard_map.
     return Converted(lambda _, *args: fn(*args), [], closed_jaxpr.jaxpr, outputs)
   treedef = jax.tree.structure(outputs)
 
@@ -65,20 +65,21 @@ def closure_convert(fn: Callable[..., PyTree], *args: PyTree) -> Converted:
 def are_better_apart(
   num_heads: int, stacked_params: PyTree, features: PyTree, heads: Converted
 ) -> bool:
-  """Whether heads are large, and can be handled apart.
+  """Whether heads are large, and can be computed separately.
 
-  With one product for all heads, XLA transposes their kernels and their outputs; with
-  one for each, there are as many gradients of the features to add up. Dense heads with
-  64 to 2,048 features, 1 to 1,400 examples and 2 to 50,000 outputs, on a CPU, took,
-  apart, 0.2 to 1.2 of the time that they take together where this is true, and 0.9 to
-  50 times that elsewhere. On accelerators it was not measured.
+  With one product for all heads, XLA transposes their kernels and their outputs. With
+  one product for each, there are as many gradients of the features to add up. Dense
+  heads with 64 to 2,048 features, 1 to 1,400 examples and 2 to 50,000 outputs were
+  timed on a CPU. Separate heads took 0.2 to 1.2 of the time of joint heads if this
+  function is true, and 0.9 to 50 times their time if it is false. Accelerators were not
+  measured.
 
   Args:
-    num_heads: number of heads.
-    stacked_params: their parameters.
-    features: what each receives.
-    heads: all heads as a function of parameters and features, which returns outputs
-      and what else is new.
+    num_heads: Number of heads.
+    stacked_params: Their parameters.
+    features: What each receives.
+    heads: All heads as a function of parameters and features, which returns outputs and
+      other new values.
 
   Returns:
     True for heads that have more than twice as many numbers in parameters and outputs
@@ -114,25 +115,26 @@ def head_product(
   *,
   out_sharding: Any = None,
 ) -> jax.Array:
-  """`jax.lax.dot_general` for a dense layer whose kernels `jax.vmap` stacks.
+  """Multiplies features by the kernel of a dense layer under :func:`jax.vmap`.
 
   On a CPU, XLA transposes the kernels of all heads for ``features @ kernel``, and a
   second time, in another order, for the gradient of the features. With the kernels as
-  the left operand one transposition serves both, and it is the outputs that are
-  transposed back. This order is taken where a head has more features than the batch has
-  examples (of sequences, positions), so that its kernel is larger than its outputs, and
-  more than it has outputs itself, beyond which it was slower. (Large heads, which
-  `multi_head` handles apart, have no kernel transposed in either order.) Elsewhere, and
-  where JAX's default backend is no CPU, for which it was not measured, this is
-  `jax.lax.dot_general`. A `jax.vmap` around the model hides its axis from this count.
+  the left operand one transposition serves both, and the outputs are transposed back.
+  This function takes that order if a head has more features than the batch has examples
+  (or positions of sequences), so that its kernel is larger than its outputs, and more
+  features than outputs, since it was slower otherwise. (:func:`multi_head` computes
+  large heads separately, and then neither order transposes a kernel.) In all other
+  cases, and if JAX's default backend is no CPU (not measured), this is
+  :func:`jax.lax.dot_general`. A :func:`jax.vmap` around the model hides its axis from
+  this count.
 
   Args:
-    lhs: features, of shape ``(..., features)``.
-    rhs: kernel of one head, of shape ``(features, outputs)``.
-    dimension_numbers: as for `jax.lax.dot_general`, like all that follows.
-    precision: one for both operands, or the usual order is kept.
-    preferred_element_type: dtype of the result.
-    out_sharding: if given, the usual order is kept.
+    lhs: Features, of shape ``(..., features)``.
+    rhs: Kernel of one head, of shape ``(features, outputs)``.
+    dimension_numbers: As for :func:`jax.lax.dot_general`, like all further arguments.
+    precision: If it differs between the operands, the usual order is kept.
+    preferred_element_type: Dtype of the result.
+    out_sharding: If given, the usual order is kept.
 
   Returns:
     The product, of shape ``(..., outputs)``.
@@ -171,25 +173,25 @@ _UNSET = object()
 )
 @dataclass(frozen=True, eq=False, repr=False)
 class HeadOutputs:
-  """The outputs of all heads, twice: equal values, two ways back.
+  """The outputs of all heads, twice: equal values, two gradients.
 
-  A pytree, but no array on purpose, since ``softmax(heads)`` would mean nothing.
-  ``heads.map(lambda x: x[..., :5])`` changes both halves alike. What is trained (a
-  learned temperature) does not belong there, where it would receive the gradients of
-  all heads' own losses, but into the ``log_prob`` of `mixture_loss`.
+  It is a pytree but on purpose no array, since ``softmax(heads)`` would mean nothing.
+  ``heads.map(lambda x: x[..., :5])`` changes both halves. Put trained values (a learned
+  temperature) into the ``log_prob`` of :func:`mixture_loss`; in ``map`` they would
+  receive the gradients of all heads' own losses.
 
-  The heads are on axis 0. A model of single examples under `jax.vmap` returns them
-  with the examples on axis 0: write ``jax.vmap(model, out_axes=1)``. The losses and
-  predictions refuse outputs whose heads were moved, since an empty array, the third
-  leaf, moves along with them.
+  The heads are on axis 0. A model of single examples under :func:`jax.vmap` returns
+  them with the examples on axis 0: write ``jax.vmap(model, out_axes=1)``. The third
+  leaf is an empty array that moves along with the heads; by it the losses and
+  predictions recognise and refuse moved heads.
 
   Attributes:
-    shared: what the mixture is computed from, a pytree of arrays with leading axis
+    shared: What the mixture is computed from, a pytree of arrays with leading axis
       ``num_heads``. Its cotangent goes to the features, not to the heads' parameters.
-    own: the same values, for each head's own loss. Its cotangent goes to the heads'
+    own: The same values, for each head's own loss. Its cotangent goes to the heads'
       parameters, not to the features.
-    axis: an empty array of shape ``(0,)``, whose axis stands for that of the heads;
-      leave it out. In a tree of axes or shardings it is that of the first leaf.
+    axis: An empty array of shape ``(0,)`` that marks the axis of the heads; leave it
+      out. In a tree of axes or shardings it is the axis or sharding of the first leaf.
 
   Example:
     >>> import jax.numpy as jnp
@@ -223,7 +225,7 @@ class HeadOutputs:
     """Number of heads, the length of the leading axis.
 
     Raises:
-      ValueError: the heads are not on axis 0.
+      ValueError: If the heads are not on axis 0.
     """
     self.check_axis("HeadOutputs.num_heads")
     return jax.tree.leaves(self.shared)[0].shape[0]
@@ -231,16 +233,16 @@ class HeadOutputs:
   def map(self, fn: Callable[[jax.Array], jax.Array]) -> "HeadOutputs":
     """Applies a function to every array of both halves.
 
-    Unlike `jax.tree.map` it leaves out the empty array, which can't be sliced.
+    Unlike :func:`jax.tree.map` it skips the empty array, which can't be sliced.
 
     Args:
-      fn: a function of one array ``(num_heads, ...)`` that keeps the heads on axis 0.
+      fn: A function of one array ``(num_heads, ...)`` that keeps the heads on axis 0.
 
     Returns:
-      The outputs so changed.
+      The changed outputs.
 
     Raises:
-      ValueError: the heads are not on axis 0.
+      ValueError: If the heads are not on axis 0.
     """
     self.check_axis("HeadOutputs.map")
     shared, own = jax.tree.map(fn, (self.shared, self.own))
@@ -250,10 +252,10 @@ class HeadOutputs:
     """Refuses outputs whose heads are no longer on axis 0.
 
     Args:
-      call: what needs them there, for the error.
+      call: What needs them there, for the error.
 
     Raises:
-      ValueError: they are on another axis.
+      ValueError: If they are on another axis.
     """
     if not self._heads_lead():
       axis = self.axis.shape.index(0)
@@ -268,7 +270,7 @@ class HeadOutputs:
 
 
 def _heads_axis(leaf: Any) -> Any:
-  """The empty leaf for outputs like this; for an axis or a sharding, its own."""
+  """The empty leaf for outputs like this; for an axis or a sharding, one like it."""
   if hasattr(leaf, "shape"):
     return jnp.zeros(0, jnp.float32)
   if isinstance(leaf, PartitionSpec):
@@ -288,56 +290,55 @@ def multi_head(
 ) -> Any:
   r"""Evaluates ``num_heads`` copies of an output layer on the same features.
 
-  Every head is evaluated once. With :math:`L` the mixture's loss and :math:`L_j` the
-  loss of head :math:`j` alone, a loss :math:`L(\text{shared}) + \sum_j
-  L_j(\text{own})` gives the features :math:`\partial L`, as if the heads were
-  constants, and the parameters of head :math:`j` :math:`\partial L_j`, as if the
-  features were. The losses of this package are of that form.
+  Every head is evaluated once. Let :math:`L` be the mixture's loss and :math:`L_j` the
+  loss of head :math:`j` alone. A loss :math:`L(\text{shared}) + \sum_j L_j(\text{own})`
+  sends :math:`\partial L` to the features, as if the heads were constants, and
+  :math:`\partial L_j` to the parameters of head :math:`j`, as if the features were
+  constants. The losses of this package have that form.
 
-  **What is not finite** in the gradient is told where a head has a part in the
-  mixture, so that its cotangent of ``shared`` is not all zero: loss scaling must see
-  an overflow there. `drop_diverged`, the first part of `alrao` and of any chain of
-  one's own, keeps it out of an optimizer's state. A head without a part, one that has
-  diverged or is so bad that its responsibility is 0, must not stop the others: its
-  non-finite entries become zero, and if the features' gradient has any, it is
-  computed again without such heads. (That is a `jax.lax.cond`: under `jax.vmap` both
-  its branches run. A single head needs none.) A loss of one's own must give a diverged
-  head a cotangent of exactly zero, as the losses of this package do.
+  **Non-finite gradients.** A head has a part in the mixture if its cotangent of
+  ``shared`` is not all zero. Its non-finite gradient is passed on, since loss scaling
+  must see an overflow there; :func:`drop_diverged`, the first part of :func:`alrao` and
+  of any chain, keeps it out of an optimizer's state. A head without a part has
+  diverged, or is so bad that its responsibility is 0. It must not stop the others: its
+  non-finite entries become zero, and if the features' gradient has any, it is computed
+  again without such heads. (That is a :func:`jax.lax.cond`: under :func:`jax.vmap` both
+  its branches run. A single head needs none.) Your own loss must give a diverged head a
+  cotangent of exactly zero, as the losses of this package do.
 
-  **Large heads**, which have in parameters and outputs more than twice as many numbers
-  as the features, are handled apart: each has its own copy of the features, and what a
-  head without a part gives back to them is made finite before the sum over heads. For
-  a dense layer that is one with more outputs than the harmonic mean of its features
-  and the examples. On a CPU, XLA then transposes no kernels. Results may differ in the
-  last bits from those of heads evaluated together. Heads with convolutions are never
-  handled apart.
+  **Large heads** are computed separately. They have more than twice as many numbers in
+  parameters and outputs as in the features; for a dense layer, more outputs than the
+  harmonic mean of its features and the examples. Each gets its own copy of the
+  features, and the gradient of a head without a part is made finite before the sum over
+  heads. On a CPU, XLA then transposes no kernels. Results may differ in the last bits
+  from those of joint heads. Heads with convolutions are always computed together.
 
   Values that ``head_fn`` closes over, such as the matrix of a tied embedding, are
-  treated as features are. If any of them is traced, even a scalar, large heads are
-  evaluated together as others are; what needs no gradient may go into ``aux``.
+  treated like features. If any of them is traced, even a scalar, large heads are
+  computed together too; values without gradient may go into ``aux``.
 
-  Limits: no forward-mode differentiation, and second derivatives are those of the
-  routed gradient.
+  Limits: forward-mode differentiation is not available. Second derivatives are those of
+  the routed gradient.
 
   Args:
-    head_fn: one head, a pure function ``head_fn(params_j, features) -> outputs``. With
+    head_fn: One head, a pure function ``head_fn(params_j, features) -> outputs``. With
       ``aux`` it is ``head_fn(params_j, features, aux_j)``. The outputs are any pytree
       of arrays.
-    stacked_params: parameters of all heads, a pytree of arrays with leading axis
+    stacked_params: Parameters of all heads, a pytree of arrays with leading axis
       ``num_heads``.
-    features: what every head receives, any pytree of arrays.
-    aux: what else differs from head to head and has no gradient, a pytree of arrays
-      with leading axis ``num_heads``: batch statistics, one random key a head.
-    has_aux: whether ``head_fn`` returns ``(outputs, new_aux_j)``, say with updated
+    features: What every head receives, any pytree of arrays.
+    aux: Everything else that differs between heads and has no gradient, a pytree of
+      arrays with leading axis ``num_heads``: batch statistics, one random key a head.
+    has_aux: Whether ``head_fn`` returns ``(outputs, new_aux_j)``, say with updated
       batch statistics.
 
   Returns:
-    `HeadOutputs`, or ``(HeadOutputs, new_aux)`` when ``has_aux``; ``new_aux`` has the
-    leading axis ``num_heads`` and no gradient.
+    :class:`HeadOutputs`, or ``(HeadOutputs, new_aux)`` when ``has_aux``; ``new_aux``
+    has the leading axis ``num_heads`` and no gradient.
 
   Raises:
-    TypeError: ``head_fn`` is not callable.
-    ValueError: leading axes differ, are missing, or have length 0.
+    TypeError: If ``head_fn`` is not callable.
+    ValueError: If leading axes differ, are missing, or have length 0.
 
   Example:
     >>> import jax
@@ -367,7 +368,7 @@ def multi_head(
     in_axes = (0, features_axis, 0)
     return jax.vmap(head, in_axes, axis_size=num_heads)(params, features, aux)
 
-  # A custom VJP knows no gradient of closed-over values: they become arguments.
+  # A custom VJP has no gradient for closed-over values, so they become arguments.
   converted = closure_convert(all_heads, stacked_params, features, aux)
   routed: Any
   if are_better_apart(num_heads, stacked_params, features, converted):
@@ -404,15 +405,15 @@ def _route_backward(evaluate, residuals, cotangents):
   pullback, reduce, params, inputs, aux = residuals
   heads, _ = cotangents
   takes_part = _any_nonzero(heads.shared)
-  # Each call computes the half that is kept; the other is dead code.
+  # Each call computes the half that is kept; XLA removes the other.
   d_inputs = pullback(heads.shared)[1]
   d_params = pullback(_finite_without_part(heads.own, takes_part))[0]
   d_params = _finite_without_part(d_params, takes_part)
 
   def again():
-    # A zero cotangent times an infinite residual is NaN, so heads without a part
-    # are replaced by the first that has one: unlike zeros, its parameters are known to
-    # be good (a head that normalises its weights is 0/0 at zero).
+    # A zero cotangent times an infinite residual is NaN, so the first head with a part
+    # replaces the heads without one. Unlike zeros, its parameters are known to be good
+    # (a head that normalises its weights is 0/0 at zero).
     first = jnp.arange(takes_part.size) == jnp.argmax(takes_part)
 
     def replace(x):
@@ -431,9 +432,9 @@ def _route_backward(evaluate, residuals, cotangents):
 
   known = _inexact(d_inputs)
   if takes_part.size == 1:
-    known = none_without_part(known)  # no other head is to be spared
+    known = none_without_part(known)  # there is no other head to protect
   else:
-    # With a part for every head, what is not finite is to be told.
+    # If every head has a part, pass on what is not finite.
     as_it_is = _all_finite(known) | takes_part.all()
     known = jax.lax.cond(as_it_is, lambda: known, again)
   d_inputs = _with_inexact(d_inputs, known)
@@ -465,7 +466,7 @@ def _route_apart_backward(evaluate, residuals, cotangents):
   pullback, reduce = residuals
   heads, _ = cotangents
   takes_part = _any_nonzero(heads.shared)
-  # Where a zero cotangent meets an infinite residual, a head has NaN to itself.
+  # A zero cotangent times an infinite residual is NaN, which stays in its own head.
   d_copies = _finite_without_part(pullback(heads.shared)[1], takes_part)
   d_features = jax.tree.map(
     lambda x: x[0] if _is_float0(x) else x.sum(axis=0), d_copies
@@ -479,9 +480,9 @@ _route_apart.defvjp(_route_apart_forward, _route_apart_backward)
 
 
 def _each_device_its_own(params: PyTree, inputs: PyTree, aux: PyTree) -> Any:
-  """Within `jax.shard_map`, values of which the gradient has not been added up yet.
+  """Keeps each device's gradients apart within :func:`jax.shard_map`.
 
-  What a device's heads give back is made finite before it reaches other devices.
+  So what a device's heads give back is made finite before it reaches other devices.
 
   Returns:
     Parameters and inputs, and the function that adds up their cotangents.
@@ -501,7 +502,7 @@ def _each_device_its_own(params: PyTree, inputs: PyTree, aux: PyTree) -> Any:
 
 
 def _copies(params: PyTree, features: PyTree, aux: PyTree) -> PyTree:
-  """The features, copied for each head, and lying where it does on several devices."""
+  """The features, copied for each head, on the devices of that head."""
   return jax.vmap(lambda _, x: x, in_axes=(0, None))((params, aux), features)
 
 
@@ -519,7 +520,7 @@ def _leading_axis(*stacked: PyTree) -> int:
 
 
 def _finite_without_part(tree: PyTree, takes_part: jax.Array) -> PyTree:
-  """Zeros in place of NaN and infinities of heads without a part in the mixture."""
+  """Replaces NaN and infinities of heads without a part in the mixture by zeros."""
 
   def finite(x):
     if _is_float0(x):

@@ -15,20 +15,20 @@ from ._tree import path_of
 def mixture_log_probs(heads: HeadOutputs, log_weights: jax.Array) -> jax.Array:
   r"""Log-probabilities of a mixture of softmax classifiers.
 
-  A head whose probabilities are NaN for an example is left out there, and the weights
-  are renormalised over the others.
+  If a head has NaN probabilities for an example, the mixture leaves it out for that
+  example, and the weights are renormalised over the others.
 
   Args:
-    heads: logits of shape ``(num_heads, ..., num_classes)``.
-    log_weights: logs of the heads' weights, ``(num_heads,)``.
+    heads: Logits of shape ``(num_heads, ..., num_classes)``.
+    log_weights: Logs of the heads' weights, ``(num_heads,)``.
 
   Returns:
     :math:`\log \sum_j a_j p_j(c)`, shape ``(..., num_classes)``, in at least float32;
     NaN where every head is NaN. Its gradient goes to the features, not to the heads.
 
   Raises:
-    TypeError: ``heads`` is not `HeadOutputs` of one array.
-    ValueError: ``log_weights`` have another shape.
+    TypeError: If ``heads`` is not :class:`HeadOutputs` of one array.
+    ValueError: If ``log_weights`` have another shape.
 
   Example:
     >>> import jax.numpy as jnp
@@ -63,30 +63,32 @@ def mixture_mean(
 ) -> jax.Array:
   r"""Mean prediction of a mixture, :math:`\sum_j a_j\, \text{link}(\text{outputs}_j)`.
 
-  Entries that are not finite in a head are left out there, and the weights are
-  renormalised over the others.
+  If an entry of a head is not finite, the mean leaves the head out for that entry, and
+  the weights are renormalised over the others.
 
-  A mean, unlike a mixture's probabilities, has no bound: a head that has diverged to
-  1e9 and is not infinite ruins it with a weight of a millionth, which the switch
-  leaves to every head. For outputs without bounds, such as regression's, give
-  ``min_weight=0.05`` or the like.
+  Unlike a mixture's probabilities, a mean has no bound. The switch leaves every head a
+  weight of a millionth, and a head that has grown to 1e9 ruins the mean with it. For
+  outputs without bounds, such as those of regression, give ``min_weight=0.05`` or the
+  like.
 
   Args:
-    heads: outputs with leading axis ``num_heads``.
-    log_weights: logs of the heads' weights, ``(num_heads,)``.
-    link: what to average, a function of one head's outputs: `jax.nn.sigmoid` for the
-      probabilities of yes-no labels, ``lambda outputs: outputs[0]`` for the means of
-      heads that return ``(mean, log_scale)``. By default the outputs.
-    min_weight: heads of a smaller weight are left out; 0 to ``1 / num_heads``, so that
-      one always remains.
+    heads: Outputs with leading axis ``num_heads``.
+    log_weights: Logs of the heads' weights, ``(num_heads,)``.
+    link: What to average, a function of one head's outputs: :func:`jax.nn.sigmoid` for
+      the probabilities of yes-no labels, ``lambda outputs: outputs[0]`` for the means
+      of heads that return ``(mean, log_scale)``. By default the outputs.
+    min_weight: Heads of a smaller weight are left out. At least 0 and at most
+      ``1 / num_heads``, so that one head always remains.
 
   Returns:
-    The mean, of the shape of ``link``'s result, in at least float32; NaN where no head
+    The mean, in the shape of ``link``'s result and at least float32; NaN where no head
     is finite. Its gradient goes to the features, not to the heads.
 
   Raises:
-    TypeError: ``heads`` is not `HeadOutputs`, or what is averaged is not one array.
-    ValueError: ``log_weights`` have another shape; ``min_weight`` is out of range.
+    TypeError: If ``heads`` is not :class:`HeadOutputs`, or what is averaged is not one
+      array.
+    ValueError: If ``log_weights`` have another shape, or ``min_weight`` is out of
+      range.
 
   Example:
     >>> import jax.numpy as jnp
@@ -105,7 +107,7 @@ def mixture_mean(
     )
   if min_weight:
     log_weights = jnp.asarray(log_weights)
-    # The heaviest has 1 / num_heads but for rounding.
+    # Apart from rounding, the heaviest has at least 1 / num_heads.
     believed = log_weights >= math.log(min_weight)
     believed |= log_weights == log_weights.max()
     log_weights = jnp.where(believed, log_weights, -jnp.inf)
@@ -117,7 +119,7 @@ def mixture_mean(
 
   values = jax.lax.stop_gradient(evaluate(heads))
   good = jnp.isfinite(values)
-  # Else the derivative of the link, there NaN, would meet a cotangent of zero.
+  # Otherwise a NaN derivative of the link would meet a cotangent of zero.
   heads = trained_where_finite(heads, jnp.ones(heads.num_heads, bool), values)
   values = evaluate(heads)
   weights = jnp.exp(_renormalised(log_weights, good, values.dtype))
@@ -148,24 +150,25 @@ def predict_from(
   log_weights: PyTree,
   output: Output | Mapping[str, Output] = "log_probs",
 ) -> PyTree:
-  """Replaces every `HeadOutputs` in a model's outputs by the mixture's prediction.
+  """Replaces every :class:`HeadOutputs` in a model's outputs by a prediction.
 
   Args:
-    outputs: what the model returned, any pytree.
-    log_weights: shape ``(num_heads,)``. Where ``outputs`` holds several `HeadOutputs`,
-      a mapping from the "/"-joined path of each in ``outputs`` to its weights; nested
-      containers shaped like ``outputs`` do as well.
-    output: ``"log_probs"`` (`mixture_log_probs`), ``"mean"`` (`mixture_mean`), a
-      function ``(heads, log_weights) -> prediction``, or a mapping like
-      ``log_weights`` where the several differ.
+    outputs: What the model returned, any pytree.
+    log_weights: Shape ``(num_heads,)``. Where ``outputs`` holds several
+      :class:`HeadOutputs`, a mapping from the "/"-joined path of each in ``outputs`` to
+      its weights; nested containers shaped like ``outputs`` do as well.
+    output: ``"log_probs"`` (:func:`mixture_log_probs`), ``"mean"``
+      (:func:`mixture_mean`), a function ``(heads, log_weights) -> prediction``, or, if
+      several differ, a mapping like ``log_weights``.
 
   Returns:
     ``outputs`` with predictions.
 
   Raises:
-    ValueError: ``outputs`` holds no `HeadOutputs`, several but one ``log_weights``, or
-      others than ``log_weights`` names; ``output`` is an unknown name.
-    TypeError: ``output`` is neither a name nor a function.
+    ValueError: If ``outputs`` holds no :class:`HeadOutputs`, several for one
+      ``log_weights``, or others than ``log_weights`` names; if ``output`` is an unknown
+      name.
+    TypeError: If ``output`` is neither a name nor a function.
   """
   found, treedef = jax.tree_util.tree_flatten_with_path(outputs, is_leaf=_is_heads)
   found = [(path_of(path), leaf) for path, leaf in found]

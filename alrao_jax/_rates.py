@@ -1,7 +1,7 @@
-"""Rates: their distributions, the ladder of the heads, the draws of the units.
+"""Learning rates: distributions, the heads' ladder, the units' draws.
 
-Every unit of a network has one *quantile* ``u`` in ``[0, 1)``, every head its own in
-``[0, 1]``; a distribution of rates is its quantile function. The state holds two
+Every unit of a network has one *quantile* ``u`` in ``[0, 1)``, and every head has one
+in ``[0, 1]``. A distribution of rates is its quantile function. The state holds two
 vectors: the heads' ladder, and the quantiles of all units.
 """
 
@@ -20,7 +20,7 @@ from ._units import UnitOptions, check_options
 
 
 class LogUniform(NamedTuple):
-  """Log-uniform rates; made by :func:`log_uniform`, which checks its arguments.
+  """Log-uniform rates; :func:`log_uniform` makes them and checks the arguments.
 
   Attributes:
     min_learning_rate: Positive scalar; the rate at quantile 0.
@@ -31,10 +31,10 @@ class LogUniform(NamedTuple):
   max_learning_rate: Any
 
   def quantile(self, u: jax.Array) -> jax.Array:
-    """The rate that a share ``u`` of the rates is below."""
+    """The rate at quantile ``u``: a share ``u`` of all rates is below it."""
     lo, hi = self.min_learning_rate, self.max_learning_rate
-    # With equal bounds this is lo to the last bit; in two halves, since hi / lo may
-    # overflow where neither bound does.
+    # With equal bounds this is lo to the last bit. In two halves, since hi / lo may
+    # overflow although neither bound does.
     half = jnp.exp(u * (jnp.log(hi) - jnp.log(lo)) / 2)
     return lo * half * half
 
@@ -47,7 +47,7 @@ class LogUniform(NamedTuple):
 
 
 class Bernoulli(NamedTuple):
-  """One rate or none; made by :func:`bernoulli`, which checks its arguments.
+  """One rate or 0; :func:`bernoulli` makes it and checks the arguments.
 
   Attributes:
     rate: Positive scalar.
@@ -69,13 +69,13 @@ class Bernoulli(NamedTuple):
 def log_uniform(
   min_learning_rate: float = 1e-5, max_learning_rate: float = 10.0
 ) -> LogUniform:
-  r"""Rates whose logarithm is uniform over an interval, Alrao's own distribution.
+  r"""Log-uniform rates over an interval, Alrao's own distribution.
 
   .. math:: \eta = \eta_{\min} (\eta_{\max} / \eta_{\min})^u, \qquad u \sim U[0, 1)
 
-  A distribution is any ``NamedTuple`` of numbers with a method ``quantile(u)``, and
-  ``cdf(rate)`` where rates are to be written back with :func:`with_unit_rates`. It is
-  part of the optimizer's state, so its numbers are seen in every checkpoint.
+  A distribution is any ``NamedTuple`` of numbers with a method ``quantile(u)``;
+  :func:`with_unit_rates` also needs ``cdf(rate)``. It is part of the optimizer's state,
+  so every checkpoint shows its numbers.
 
   Args:
     min_learning_rate: Positive; the lower bound of the interval.
@@ -102,11 +102,11 @@ def log_uniform(
 
 
 def bernoulli(rate: float, p: float) -> Bernoulli:
-  """A fixed rate with probability ``p``, else 0: a random part of the units learns.
+  """A fixed rate with probability ``p``, else 0: a random part of the units moves.
 
   Args:
-    rate: Positive; the rate of the units that learn.
-    p: Probability, in ``[0, 1]``, that a unit learns.
+    rate: Positive; the rate of the units that move.
+    p: Probability, in ``[0, 1]``, that a unit moves.
 
   Returns:
     The distribution, for ``distribution=`` of :func:`scale_by_unit_rates`.
@@ -132,10 +132,9 @@ def ladder_quantiles(num_heads: int, dtype: Any, single: Any = 0.5) -> jax.Array
   """The quantiles of the heads: evenly spaced, 0 for the slowest and 1 for the fastest.
 
   Args:
-    num_heads: Number of heads; 0 for a vector with one entry that nobody reads.
-    dtype: Of the result.
-    single: The quantile of the one head where there is just one; the papers' formula
-      is 0/0 there.
+    num_heads: Number of heads; 0 for a vector with one unused entry.
+    dtype: Dtype of the result.
+    single: The quantile of a single head, for which the papers' formula is 0/0.
 
   Returns:
     Shape ``(max(num_heads, 1),)``.
@@ -148,13 +147,13 @@ def ladder_quantiles(num_heads: int, dtype: Any, single: Any = 0.5) -> jax.Array
 def unit_quantiles(key: jax.Array, units: UnitMap, dtype: Any) -> jax.Array:
   """Draws the quantile of every unit.
 
-  A unit's draw depends on ``key``, its group's name and its index in the group, and on
-  nothing else: adding, widening or masking a layer leaves all other draws alone.
+  A unit's draw depends only on ``key``, its group's name and its index in the group:
+  adding, widening or masking a layer changes no other draw.
 
   Args:
     key: A JAX random key of any implementation.
     units: The units.
-    dtype: Of the result. Draws are made in float32 whatever it is.
+    dtype: Dtype of the result. Draws are always made in float32.
 
   Returns:
     Shape ``(max(num_units, 1),)``, values in ``[0, 1)``.
@@ -203,10 +202,10 @@ class ScaleByUnitRatesState(NamedTuple):
   Attributes:
     fingerprint: A uint32 scalar that tells whether parameters are read as they were at
       ``init``.
-    ladder: Shape ``(max(num_heads, 1),)``, the quantile of each head, slowest first. A
-      vector without entries has length 1 and holds an unused 0.
+    ladder: Shape ``(max(num_heads, 1),)``, the quantile of each head, slowest first.
+      Without heads it holds one unused 0.
     quantiles: Shape ``(max(num_units, 1),)``, the quantile of each unit of the whole
-      network, the groups of units by name.
+      network, with the groups of units in the order of their names.
     unit_distribution: The distribution of the units' rates, a NamedTuple of scalars
       with the values of the last update.
     head_distribution: The same for the ladder of the heads.
@@ -232,32 +231,32 @@ def scale_by_unit_rates(
 ) -> optax.GradientTransformationExtraArgs:
   r"""Scales updates by random learning rates, one for each unit of the network.
 
-  Stands exactly where :func:`optax.scale_by_learning_rate` stands. Each unit (feature,
+  Use it in the place of :func:`optax.scale_by_learning_rate`. Each unit (feature,
   channel, LSTM cell) draws its rate once, at ``init``, log-uniformly from
   :math:`[\eta_{\min}, \eta_{\max}]`; all of the unit's incoming weights and its bias
   share it:
 
   .. math:: u_t = -\eta_{\mathrm{unit}} \, g_t
 
-  Head ``j`` of a :class:`~alrao_jax.linen.MultiHead` is not drawn but has the rate
+  Head ``j`` of a :class:`~alrao_jax.linen.MultiHead` draws no rate. Its rate is
   :math:`\eta_{\min} (\eta_{\max} / \eta_{\min})^{(j - 1) / (N - 1)}`.
 
   Args:
-    key: JAX random key. A unit's draw depends on it, on the name of the unit's layer
-      and on the unit's index, on nothing else.
+    key: JAX random key. A unit's draw depends only on it, on the name of the unit's
+      layer and on the unit's index.
     min_learning_rate: Positive; the lower bound of the interval.
     max_learning_rate: At least ``min_learning_rate``; the upper bound.
     distribution: Distribution of the units' rates (not of the heads'), such as
       :func:`bernoulli`; log-uniform over the interval by default.
     units: How the units are read: overrides, strictness, and where kernels keep their
-      units. Pass the same to whatever else reads them.
-    single_head_learning_rate: The rate of the head where ``num_heads`` is 1, within the
-      interval; its geometric middle by default.
+      units. Pass the same options to every function that reads units.
+    single_head_learning_rate: The rate of the head if ``num_heads`` is 1, within the
+      interval; the geometric middle of the interval by default.
     flip_sign: Whether updates are negated, as for gradient descent.
 
   Returns:
-    The transformation. Its updates are negated unless ``flip_sign`` is off, and keep
-    the dtype of the gradients.
+    The transformation. Its updates are negated if ``flip_sign`` is True, and keep the
+    dtype of the gradients.
 
   Raises:
     TypeError: If ``key`` is no random key, ``units`` no :class:`UnitOptions`, or at
@@ -354,18 +353,18 @@ def unit_rates(
   """Returns the learning rate of every parameter entry, to look at.
 
   Args:
-    opt_state: State of an optimizer that holds one :func:`scale_by_unit_rates`,
-      within any chain or wrapper. Where a mask or a partition gives it a part of the
-      parameters only, pass that part's state.
-    params: The parameters that it was initialised with, or a tree of their shapes.
+    opt_state: State of an optimizer that holds one :func:`scale_by_unit_rates`, within
+      any chain or wrapper. If a mask or a partition gives it only a part of the
+      parameters, pass that part's state.
+    params: The parameters that the state was initialised with, or a tree of their
+      shapes.
     units: How the units are read, as given to the optimizer.
 
   Returns:
-    A tree like ``params``, each leaf of its parameter's shape. A schedule that
-    multiplies all rates is not part of them. They are those of the last update: the
-    interval belongs to the optimizer, so a state that is restored for one of another
-    interval shows the old rates until its first update, as after a change of injected
-    bounds.
+    A tree like ``params``, each leaf in its parameter's shape. The rates don't include
+    a schedule that multiplies them. They are those of the last update: the interval
+    belongs to the optimizer, so a state that is restored for another interval, or after
+    a change of injected bounds, shows the old rates until its next update.
 
   Raises:
     ValueError: If ``opt_state`` holds no or several states with rates, or belongs to
@@ -409,14 +408,13 @@ def with_unit_rates(
   Args:
     opt_state: As for :func:`unit_rates`.
     params: As for :func:`unit_rates`.
-    rates: A tree like ``params``, each leaf of its parameter's shape, as
-      :func:`unit_rates` returns; the entries of a unit must be equal. Log-uniform rates
-      may be outside their interval. (An update with another interval than the last
-      one's scales them to it.)
+    rates: A tree like ``params``, each leaf in its parameter's shape, as
+      :func:`unit_rates` returns. The entries of a unit must be equal. Log-uniform rates
+      may be outside their interval. (An update with a new interval scales them to it.)
     units: As for :func:`unit_rates`.
 
   Returns:
-    A new state; nothing but its quantiles differs.
+    A new state; only its quantiles differ.
 
   Raises:
     ValueError: As for :func:`unit_rates`; if ``rates`` is not a tree like ``params``,
@@ -465,7 +463,7 @@ def find_rates(opt_state: Any, call: str = "unit_rates()") -> ScaleByUnitRatesSt
 
 
 def _check_written(call, units, wanted, held):
-  """Refuses rates that the state can't hold: they would be silently others."""
+  """Refuses rates that the state can't hold, instead of changing them silently."""
   for path, spec in units.specs.items():
     if spec.kind == "frozen" or not _checks.is_concrete(wanted[path]):
       continue

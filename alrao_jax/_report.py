@@ -37,13 +37,13 @@ class Motion(NamedTuple):
 
 
 def read_trips(opt_state: Any) -> jax.Array | None:
-  """How often a guard stopped each unit that it guards, None without a guard."""
+  """How often the guards stopped each of their units; None without a guard."""
   guards = find_states(opt_state, GuardUnitsState)
   return jnp.concatenate([state.trips for state in guards]) if guards else None
 
 
 def read_counts(opt_state: Any) -> dict[str, jax.Array]:
-  """In how many steps something went wrong, by what; only what is counted."""
+  """In how many steps something went wrong, by name; only what is counted."""
   counts = {}
   for kind, names in (
     (DropDivergedState, ("nonfinite_body_steps", "nonfinite_head_steps")),
@@ -51,7 +51,7 @@ def read_counts(opt_state: Any) -> dict[str, jax.Array]:
   ):
     if states := find_states(opt_state, kind):
       for name in names:
-        # The first of several sees what the others get cleaned: it counts most.
+        # The first of several counts most, since it cleans what the others see.
         each = [jnp.max(getattr(state, name)) for state in states]
         counts[name] = functools.reduce(jnp.maximum, each)
   return counts
@@ -60,7 +60,7 @@ def read_counts(opt_state: Any) -> dict[str, jax.Array]:
 def read_guarded(
   opt_state: Any, params: Any, options: UnitOptions
 ) -> np.ndarray | None:
-  """Which units a guard stopped, None without one for just these units."""
+  """Which units a guard stopped; None without a guard for exactly these units."""
   units = unit_map(params, options)
   for state in find_states(opt_state, GuardUnitsState):
     if int(state.fingerprint) == units.body.fingerprint:
@@ -74,7 +74,7 @@ def read_rates(
   """The rates of the heads and of the units as drawn, two vectors.
 
   Raises:
-    ValueError: The state is of other parameters.
+    ValueError: If the state is of other parameters.
   """
   state, units = _read(call, opt_state, params, options)
   of_units, of_heads = rates_of(state)
@@ -87,7 +87,7 @@ def read_motion(
   """Reads how ``updates`` move the units.
 
   Raises:
-    ValueError: The state or ``updates`` are of other parameters.
+    ValueError: If the state or ``updates`` are of other parameters.
   """
   state, units = _read(call, opt_state, params, options)
   shapes = {path: leaf.shape for path, leaf in _tree.flatten_with_paths(updates)[0]}
@@ -149,56 +149,56 @@ def scalars(
   *,
   units: UnitOptions = UnitOptions(),
 ) -> dict[str, jax.Array]:
-  r"""Returns the numbers that tell whether Alrao is working, to be logged each step.
+  r"""Returns numbers for a logger that tell whether Alrao is working.
 
-  Made for use inside the jitted step, ``metrics |= alrao.scalars(opt_state, params,
-  updates)``: nothing waits for the device, keys depend on the arguments and on the
-  optimizer alone, and no value is ever NaN.
+  Use it inside the jitted step,
+  ``metrics |= alrao.scalars(opt_state, params, updates)``. Nothing waits for the
+  device, keys depend only on the arguments and the optimizer, and no value is ever NaN.
 
   =============================  ====================================================
   ``alrao/head_0/weight``, ...   Posterior weight of each head, slowest first; they
                                  sum to 1.
-  ``alrao/effective_heads``      Exponential of the posterior's entropy: 1, one head
-                                 has it all, to ``num_heads``, all alike.
+  ``alrao/effective_heads``      Exponential of the posterior's entropy, from 1 (one
+                                 head has all the weight) to ``num_heads`` (equal
+                                 weights).
   ``alrao/log10_rate``           Posterior mean of the decimal logarithms of the
-                                 heads' rates; only where ``opt_state`` holds one
-                                 :func:`scale_by_unit_rates`, the heads'.
-  ``alrao/heads_diverged``       Number of heads that the last report said to have
-                                 diverged.
-  ``alrao/all_heads_diverged     In how many steps all had: the network learns nothing
-  _steps``                       in them.
+                                 heads' rates; only if ``opt_state`` holds one
+                                 :func:`scale_by_unit_rates`, that of the heads.
+  ``alrao/heads_diverged``       Number of heads that had diverged in the last report.
+  ``alrao/all_heads_diverged     In how many steps all heads had diverged; the network
+  _steps``                       learns nothing in them.
   ``alrao/heads_moving``         Number of heads that this update moves. Needs
                                  ``updates``, like the next.
   ``alrao/units_moving``         Share of the units that it moves.
   ``alrao/nonfinite_body         In how many steps the gradient of the body held NaN or
   _steps``                       infinities; only with a :func:`drop_diverged`.
-  ``alrao/nonfinite_head         The same of the heads' gradients.
+  ``alrao/nonfinite_head         The same for the heads' gradients.
   _steps``
-  ``alrao/units_guarded``        Share of the units that it guards which a
-                                 :func:`guard_units` stopped at least once; only with
-                                 one.
-  ``alrao/guard_trips``          How often it stopped any of them, in all.
-  ``alrao/skipped_steps``        How many steps a :func:`skip_broken_batches` left out;
-                                 only with one.
+  ``alrao/units_guarded``        Share of the guarded units that were stopped at least
+                                 once; only with a :func:`guard_units`.
+  ``alrao/guard_trips``          How often the guard stopped a unit, in total.
+  ``alrao/skipped_steps``        Number of skipped steps; only with a
+                                 :func:`skip_broken_batches`.
   =============================  ====================================================
 
-  A unit, or a head, *moves* in a step whose update of it is finite and longer than its
-  weights' norm times their dtype's relative precision (1.2e-7 for float32): what is
-  shorter gets lost when it is added. Else it stands.
+  A unit, or a head, *moves* in a step if its update is finite and longer than the norm
+  of its weights times their dtype's relative precision (1.2e-7 for float32), since a
+  shorter update is lost in the addition. Otherwise it stands.
 
   **Is it working?** Yes, if ``effective_heads`` falls to a few, and ``log10_rate``
-  comes to rest inside the interval. At an end of the interval, the interval wants to be
-  moved that way. A few diverged heads at the fast end are what the method expects. A
-  growing ``all_heads_diverged_steps`` or a falling ``units_moving`` is not: a unit too
-  fast has made the network overflow, or a layer has died. Write
-  ``guard=alrao.guard()``, or lower ``max_learning_rate``. Many units of a network with
-  ReLU are silent on some batches, and slow units are lost to half precision. Under
-  :class:`optax.MultiSteps` all updates but each k-th are zero, and nothing moves in
-  them: look only at steps where ``optimizer.has_updated(opt_state)``.
+  settles inside the interval. If it settles at an end, move the interval that way. The
+  method expects a few diverged heads at the fast end. It does not expect a growing
+  ``all_heads_diverged_steps`` or a falling ``units_moving``: then a unit that is too
+  fast has made the network overflow, or a whole layer stands. Write
+  ``guard=alrao.guard()``, or lower ``max_learning_rate``. Note that many units of a
+  network with ReLU are silent on some batches, and half precision loses the steps of
+  slow units. Under :class:`optax.MultiSteps` only each k-th update is not zero: look
+  only at steps where ``optimizer.has_updated(opt_state)``.
 
-  **Parts.** Where a mask or a partition gives :func:`scale_by_unit_rates` a part of the
-  parameters only, pass the part of all three. With ``optax.chain(optax.partition({"b":
-  ..., "h": ...}, labels), track_heads())``, of which "h" is the layer ``out``::
+  **Parts.** If a mask or a partition gives :func:`scale_by_unit_rates` only a part of
+  the parameters, pass that part of all three arguments. For
+  ``optax.chain(optax.partition({"b": ..., "h": ...}, labels), track_heads())`` with "h"
+  for the layer ``out``::
 
     part = lambda tree: {"out": tree["out"]}
     state = (opt_state[0].inner_states["h"], opt_state[1])
@@ -207,9 +207,9 @@ def scalars(
   Args:
     opt_state: State of an optimizer that holds a :func:`track_heads`, a
       :func:`scale_by_unit_rates` or both, within any chain or wrapper, or the
-      ``opt_state`` of an ``nnx.Optimizer``. With ``updates`` just one
+      ``opt_state`` of an ``nnx.Optimizer``. With ``updates`` it must hold exactly one
       :func:`scale_by_unit_rates`.
-    params: The parameters; needed with ``updates`` only, like all that follow.
+    params: The parameters; only needed with ``updates``.
     updates: What ``optimizer.update`` returned, a tree like ``params``.
     units: How the units are read, as given to the optimizer.
 
@@ -284,9 +284,9 @@ class HeadReport:
 
   Attributes:
     rate: Its learning rate.
-    weight: Its posterior weight; those of all heads sum to 1. (The heads' cumulative
-      log-likelihoods are not part of the optimizer's state.)
-    healthy: Whether its last reported log-likelihood did not say that it has diverged.
+    weight: Its posterior weight; the weights of all heads sum to 1. (The optimizer's
+      state does not hold the heads' cumulative log-likelihoods.)
+    healthy: Whether it had not diverged in the last report.
     moving: Whether the updates move it; None without updates.
   """
 
@@ -307,8 +307,8 @@ class DecadeReport:
     moving: Number of units that the updates move; None without updates.
     share_of_squared_update: Their share of the squared norm of all units' updates,
       heads left out; None without updates, NaN if these are not finite.
-    guarded: Number of units that the guard stopped at least once; None without one, or
-      where it guards a part of the units only.
+    guarded: Number of units that the guard stopped at least once; None without a guard,
+      or if it guards only a part of the units.
   """
 
   low: float
@@ -327,20 +327,21 @@ class Report:
   ``report.plot("report.png")`` a picture, ``dataclasses.asdict(report)`` a record.
 
   Attributes:
-    heads: The heads, slowest first; empty for a model without.
+    heads: The heads, slowest first; empty for a model without heads.
     decades: The units by the decade of their rates as drawn, slowest first.
     learning_rate: Suggestion for a later run with one learning rate: the geometric
       mean of the heads' rates, weighted by their posterior. None without heads.
     effective_heads: Exponential of the posterior's entropy, 1 to the number of heads;
       None without heads.
-    observations: Number of mini-batches that the posterior has seen; None where its
+    observations: Number of mini-batches that the posterior has seen; None if its
       averaging keeps no count.
     all_heads_diverged_steps: In how many steps all heads had diverged; None without
       heads.
     nonfinite_body_steps: In how many steps the body's gradient held NaN or infinities;
       None without a :func:`drop_diverged`.
     nonfinite_head_steps: The same of the heads' gradients.
-    skipped_steps: How many steps a :func:`skip_broken_batches` left out; None without.
+    skipped_steps: How many steps a :func:`skip_broken_batches` skipped; None without
+      one.
   """
 
   heads: tuple[HeadReport, ...]
@@ -385,7 +386,7 @@ class Report:
     """Returns the report as a ``rich`` renderable, which ``rich.print`` shows.
 
     Raises:
-      ImportError: ``rich`` is not installed; ``str(report)`` does without.
+      ImportError: If ``rich`` is not installed; ``str(report)`` does without.
     """
     return table(self)
 
@@ -393,13 +394,13 @@ class Report:
     return self.table()
 
   def plot(self, path: str | os.PathLike[str]) -> None:
-    """Draws the posterior over rates, and where in the interval the units live.
+    """Draws the posterior over rates, and the units by the decade of their rates.
 
     Args:
       path: The file; its ending tells the format: ``.png``, ``.pdf``, ``.svg``.
 
     Raises:
-      ImportError: ``matplotlib`` is not installed.
+      ImportError: If ``matplotlib`` is not installed.
     """
     plot(self, path)
 
@@ -413,36 +414,34 @@ def report(
   name: str | None = None,
   units: UnitOptions = UnitOptions(),
 ) -> Report:
-  r"""Reports which rates live and which head wins.
+  r"""Reports which rates move the network, and which head wins.
 
   **The heads' posterior** over rates, and from it a suggested learning rate
-  :math:`\prod_j \eta_j^{a_j}` for a later run with one rate. It is a heuristic: the
-  heads' rates were compared on the output layer alone, above a body that has all rates
-  at once. Take it for the middle of a search, not for its end.
+  :math:`\prod_j \eta_j^{a_j}` for a later run with one rate. It is a heuristic: it
+  compares the heads' rates only on the output layer, above a body with all rates at
+  once. Use it as the middle of a search, not as its result.
 
   **The units**, by the decade of their rates: how many there are, how many move, and
-  how much of the update is theirs. A unit, or a head, *moves* if the update of it is
-  finite and longer than its weights' norm times their dtype's relative precision: what
-  is shorter gets lost when it is added. One step's ``updates`` show one step, in which
-  a unit with ReLU may be silent by chance, and a diverged head stands. To see who has
-  moved at all, pass what a whole epoch has changed: ``jax.tree.map(jnp.subtract,
-  params, params_before)``.
+  their share of the update. :func:`scalars` says when a unit or a head *moves*. One
+  step's ``updates`` show one step; a unit with ReLU may be silent in it by chance, and
+  a diverged head stands. To see which units have moved at all, pass the change of a
+  whole epoch: ``jax.tree.map(jnp.subtract, params, params_before)``.
 
   **What went wrong**: in how many steps gradients were not finite, all heads had
   diverged, or a broken batch was skipped.
 
-  Whether it works is said under :func:`scalars`. If the fastest decades stand or are
-  guarded, the interval reaches further than this network bears.
+  :func:`scalars` says how to tell whether Alrao works. If the fastest decades stand or
+  are guarded, lower ``max_learning_rate``.
 
   Args:
-    opt_state: State of an optimizer that holds one :func:`scale_by_unit_rates`, and
-      one :func:`track_heads` where the model has heads. Where a mask or a partition
-      gives :func:`scale_by_unit_rates` a part of the parameters only, pass the part, as
-      for :func:`scalars`.
+    opt_state: State of an optimizer that holds one :func:`scale_by_unit_rates`, and one
+      :func:`track_heads` if the model has heads. If a mask or a partition gives
+      :func:`scale_by_unit_rates` only a part of the parameters, pass that part, as for
+      :func:`scalars`.
     params: The parameters.
     updates: A tree like ``params``, what ``optimizer.update`` returned or a difference
-      of parameters; without it nothing is said about who moves.
-    name: Which heads, where the model has several MultiHeads; see :func:`log_weights`.
+      of parameters. Without it the report does not say what moves.
+    name: Which heads, if the model has several MultiHeads; see :func:`log_weights`.
     units: How the units are read, as given to the optimizer.
 
   Returns:
@@ -451,8 +450,8 @@ def report(
   Raises:
     TypeError: If called while JAX traces; :func:`scalars` is for that.
     ValueError: As :func:`unit_rates` and :func:`log_weights`; if ``updates`` are of
-      other parameters; if ``opt_state`` is one of several seeds, or has a posterior
-      over heads that are not among ``params``.
+      other parameters; if ``opt_state`` holds several seeds, or a posterior over heads
+      that are not among ``params``.
 
   Example:
     >>> import alrao_jax as alrao, jax, jax.numpy as jnp
@@ -489,8 +488,8 @@ def report(
   if ladder.shape != weights.shape:
     raise ValueError(
       f"{call[:-1]}opt_state=...) has a posterior over {weights.size} heads, but rates "
-      f"for {ladder.size} heads among params. Pass the state and the params of that "
-      "scale_by_unit_rates that holds the heads' rates."
+      f"for {ladder.size} heads among params. Pass the state and the params of the "
+      "scale_by_unit_rates with the heads' rates."
     )
   layers = tracked_heads(opt_state)
   if None not in layers:
@@ -520,7 +519,7 @@ def report(
 def _decades(rates, motion, guarded) -> tuple[DecadeReport, ...]:
   """Sorts the units by the decades of their rates, empty decades between included."""
   drawn = rates > 0
-  # Rates are rounded: 1e-05 in float32 may lie below 1e-05.
+  # Rates are rounded: 1e-05 in float32 may be below 1e-05.
   exponents = np.floor(np.log10(np.where(drawn, rates, 1.0)) + 1e-6).astype(int)
   squares = None if motion is None else np.square(motion.steps.astype(np.float64))
   total = None if squares is None else squares.sum()
@@ -549,7 +548,7 @@ def _decades(rates, motion, guarded) -> tuple[DecadeReport, ...]:
 
 
 def _total(counts) -> int | None:
-  """The sum, None if a count is not known or there is none."""
+  """The sum; None if a count is unknown, or if there is no count."""
   counts = list(counts)
   return None if not counts or None in counts else sum(counts)
 
@@ -588,7 +587,7 @@ def table(report: "Report") -> Any:
 
 
 def _rows(report: "Report") -> tuple[Rows, Rows]:
-  """The cells of the tables of heads and of units, a line of names first."""
+  """The cells of the tables of heads and of units, with a first row of names."""
   heads = [("rate", "weight", "healthy", "moving")] + [
     (f"{h.rate:.2g}", f"{h.weight:.3f}", _cell(h.healthy), _cell(h.moving))
     for h in report.heads
@@ -634,7 +633,7 @@ def _summary(report: "Report") -> str:
 
 
 def _all_diverged(report: "Report") -> str:
-  """What to say of a run whose heads had all diverged for a while."""
+  """What the report says about a run in which all heads had diverged for a while."""
   steps = f"{report.all_heads_diverged_steps} steps"
   if report.heads_diverged != len(report.heads):
     return f"All heads had diverged in {steps}."
@@ -642,8 +641,8 @@ def _all_diverged(report: "Report") -> str:
   if report.units_guarded is None:
     remedy = f"write guard=alrao_jax.guard(), or {remedy}"
   return (
-    f"All heads have diverged, in {steps} so far: nothing is learned any more. Start "
-    f"anew: {remedy}."
+    f"All heads have diverged, in {steps} so far: the network learns nothing any more. "
+    f"Start again: {remedy}."
   )
 
 
@@ -653,7 +652,7 @@ def _cell(value: bool | int | None) -> str:
   return ("no", "yes")[value] if isinstance(value, bool) else str(value)
 
 
-# Okabe and Ito's colours, told apart by everybody.
+# Okabe and Ito's colours, which everybody can tell apart.
 BLUE, ORANGE, GREY = "#0072B2", "#E69F00", "0.85"
 
 
@@ -690,7 +689,7 @@ def _draw_heads(axes: Any, report: "Report") -> None:
   )
   diverged = [x for x, h in zip(places, report.heads, strict=True) if not h.healthy]
   if diverged:
-    # Above the axis, where a diverged head's bar, of no height, would be.
+    # Just above the axis, since the bar of a diverged head has no height.
     axes.plot(
       diverged,
       [0.02] * len(diverged),

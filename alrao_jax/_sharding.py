@@ -1,4 +1,4 @@
-"""Where the heads lie, when they are split over devices: shardings for JAX's jit."""
+"""Splits the heads over devices: shardings for JAX's jit."""
 
 from typing import Any
 
@@ -20,24 +20,22 @@ def head_shardings(
   mesh: Mesh,
   axis: str = "heads",
 ) -> tuple[Any, Any]:
-  """Splits the heads over an axis of a mesh, the rest stands on every device.
+  """Splits the heads over an axis of a mesh, and replicates everything else.
 
-  Each device along the axis trains and evaluates its own heads: their parameters and
-  all that the optimizer keeps for them (momenta, averages) lie there and nowhere else.
-  The body's, the vector of rates and the heads' posterior (a few numbers) are
-  replicated. Given these shardings, ``jax.jit`` divides an ordinary training step, and
-  of the heads only sums go from device to device: the mixture's probabilities and what
-  the heads send back to the features.
+  Each device along the axis trains and evaluates its own heads. It alone holds their
+  parameters and what the optimizer keeps for them (momenta, averages). The body, the
+  vector of rates and the heads' posterior (a few numbers) are replicated. With these
+  shardings, ``jax.jit`` divides an ordinary training step. The devices exchange only
+  sums over heads: the mixture's probabilities and the gradient of the features.
 
-  Give them to ``jax.jit`` as ``out_shardings``, too: left to itself, XLA may return
-  arrays elsewhere, and the next step would compile anew. The batch is the user's: over
-  another axis of the mesh (``PartitionSpec("data")``), or over that one and this. What
-  else belongs to heads, such as batch statistics, :func:`tree_head_shardings` splits.
+  Give them to ``jax.jit`` as ``out_shardings``, too. Otherwise XLA may return arrays
+  elsewhere, and the next step would compile again. You choose how to split the batch:
+  over another axis of the mesh (``PartitionSpec("data")``), or over both axes.
+  :func:`tree_head_shardings` splits other trees with heads, such as batch statistics.
 
-  Layers that say themselves how they are split, by Flax's metadata
-  (``MultiHead(head_axis="heads")``, ``nn.with_partitioning``), need Flax's own
-  ``nn.get_sharding`` instead, which agrees for the heads and splits the body too. This
-  function reads no metadata: it is for models that have none.
+  If layers carry Flax's sharding metadata (``MultiHead(head_axis="heads")``,
+  ``nn.with_partitioning``), use Flax's own ``nn.get_sharding`` instead. It gives the
+  same for the heads, and splits the body too. This function reads no metadata.
 
   Args:
     optimizer: The optimizer. Its ``init`` tells which axes of its state are the
@@ -48,10 +46,10 @@ def head_shardings(
 
   Returns:
     The shardings of ``optimizer.init(params)`` and of ``params``: trees like these,
-    with boxes kept, of ``NamedSharding``.
+    with their boxes, of ``NamedSharding``.
 
   Raises:
-    ValueError: ``params`` has no heads; the mesh has no such axis, or one whose size
+    ValueError: If ``params`` has no heads; the mesh has no such axis, or one whose size
       does not divide the number of heads, or axes of another type than ``Auto``.
 
   Example:
@@ -93,23 +91,22 @@ def head_shardings(
 
 @_checks.refuses_removed
 def tree_head_shardings(tree: Any, mesh: Mesh, axis: str = "heads") -> Any:
-  """Splits the heads' arrays of any tree over an axis of a mesh: of batch statistics.
+  """Splits the heads' arrays of any tree over an axis of a mesh.
 
-  What :func:`head_shardings` does for parameters and the optimizer's state, for all
-  else that belongs to heads.
+  Use it for what :func:`head_shardings` does not split, such as batch statistics.
 
   Args:
-    tree: Any tree in which the heads' arrays lie below their key, ``alrao_heads``,
-      with the heads on axis 0; arrays or ``jax.ShapeDtypeStruct``. It may hold none.
+    tree: Any tree that has the heads' arrays below the key ``alrao_heads``, with the
+      heads on axis 0; arrays or ``jax.ShapeDtypeStruct``. It may hold none.
     mesh: The mesh, with axes of type ``Auto``.
     axis: Name of the mesh's axis for the heads; its size divides their number.
 
   Returns:
-    A tree like it, boxes kept, of ``NamedSharding``.
+    A tree like it, with its boxes, of ``NamedSharding``.
 
   Raises:
-    ValueError: The mesh has no such axis, or one whose size does not divide the number
-      of heads, or axes of another type than ``Auto``.
+    ValueError: If the mesh has no such axis, or one whose size does not divide the
+      number of heads, or axes of another type than ``Auto``.
 
   Example:
     >>> import alrao_jax as alrao, jax, jax.numpy as jnp
@@ -152,7 +149,7 @@ def _over(mesh, name=None, axis=0):
 
 
 def _is_shared(node):
-  """Whether a state is a few numbers a head, of which every device needs all."""
+  """Whether a state is a few numbers a head, which every device needs."""
   return isinstance(node, (TrackHeadsState, ScaleByUnitRatesState))
 
 

@@ -1,4 +1,4 @@
-"""Trees: paths, what lies below a head, states found, and what is no such tree."""
+"""Trees: paths, heads, states, and checks of what is no such tree."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -15,8 +15,8 @@ def path_of(key_path: tuple[Any, ...]) -> str:
   """The "/"-joined path of a leaf, the same for boxed and for pure trees.
 
   Args:
-    key_path: A key path of ``jax.tree_util``. A trailing attribute ``.value``, which
-      the boxes of nnx and of linen's partitioning add, is dropped.
+    key_path: A key path of ``jax.tree_util``. A trailing attribute ``.value`` is
+      dropped; the boxes of nnx and of linen's partitioning add it.
 
   Returns:
     The path, such as ``"encoder/layers/0/kernel"``.
@@ -53,7 +53,7 @@ def flatten_with_paths(tree: Any) -> tuple[list[tuple[str, Any]], Any]:
     The pairs ``(path, leaf)`` in the tree's order, and its treedef.
 
   Raises:
-    ValueError: Two leaves have the same path.
+    ValueError: If two leaves have the same path.
 
   Example:
     >>> flatten_with_paths({"dense": {"bias": 0.0, "kernel": 1.0}})[0]
@@ -72,7 +72,7 @@ def flatten_with_paths(tree: Any) -> tuple[list[tuple[str, Any]], Any]:
 
 
 def head_name(path: str) -> str | None:
-  """The path of the MultiHead that a leaf is part of, None if it is part of none.
+  """The path of the MultiHead that a leaf is part of, None without one.
 
   Args:
     path: A leaf's path.
@@ -96,11 +96,11 @@ def layers_of(call: str, tree: Any) -> dict[str, int]:
 
   Args:
     call: The call that errors name.
-    tree: A tree of arrays or of ``jax.ShapeDtypeStruct``. It may hold no heads.
+    tree: A tree of arrays or of ``jax.ShapeDtypeStruct``. It may have no heads.
 
   Raises:
-    ValueError: A head's array has no axis for the heads, or another number of them than
-      the rest of its MultiHead.
+    ValueError: If a head's array has no axis for the heads, or another number of them
+      than the rest of its MultiHead.
   """
   layers: dict[str, int] = {}
   for path, leaf in flatten_with_paths(tree)[0]:
@@ -149,15 +149,15 @@ def need_heads(call: str, tree: Any, name: str = "params") -> int:
 
 
 def match_layer(where: str, name: Any, layers: Iterable[str]) -> str:
-  """The path of the MultiHead that a name means: its path, or an end of it.
+  """Returns the path of the MultiHead with this name, its path or an end of it.
 
   Args:
     where: The argument that errors name, such as ``"log_weights(name=...)"``.
-    name: A whole path, or names at its end that no other path ends in.
+    name: A whole path, or an end that no other path has.
     layers: The paths of all MultiHeads.
 
   Raises:
-    ValueError: None or several fit.
+    ValueError: If none or several fit.
 
   Example:
     >>> match_layer("log_weights(name=...)", "critic", ["actor", "net/critic"])
@@ -179,10 +179,11 @@ def match_layer(where: str, name: Any, layers: Iterable[str]) -> str:
 def match_layers(
   where: str, given: Mapping[str, Any], layers: Iterable[str]
 ) -> dict[str, Any]:
-  """What a mapping holds for each MultiHead, by path; names as for `match_layer`.
+  """Returns a mapping by names (:func:`match_layer`) as one by paths.
 
   Raises:
-    ValueError: A name fits none or several, or a MultiHead is left out or named twice.
+    ValueError: If a name fits none or several, or a MultiHead is left out or named
+      twice.
   """
   layers = tuple(layers)
   found = {match_layer(where, name, layers): value for name, value in given.items()}
@@ -194,13 +195,13 @@ def match_layers(
 
 
 def find_state(opt_state: Any, kind: type, factory: str, call: str = "update()") -> Any:
-  """Returns the one ``kind`` in ``opt_state``, its leaves as plain arrays.
+  """Returns the one ``kind`` in ``opt_state``, with plain arrays as leaves.
 
   Args:
     opt_state: A state within any chain, mask, partition or wrapper, or a whole
       ``nnx.Optimizer.opt_state``, whose leaves are boxed.
     kind: The type to look for.
-    factory: Name of the transformation whose state it is, for the error.
+    factory: Name of the transformation that has such a state, for the error.
     call: The call that asks, for the error, such as ``"log_weights()"``.
 
   Raises:
@@ -225,7 +226,7 @@ def find_state(opt_state: Any, kind: type, factory: str, call: str = "update()")
 
 
 def replace_state(opt_state: Any, kind: type, change: Callable[[Any], Any]) -> Any:
-  """Returns ``opt_state`` with ``change`` applied to its one ``kind``, boxes kept."""
+  """Returns ``opt_state`` with ``change`` applied to its one ``kind``; keeps boxes."""
 
   def visit(node):
     if not isinstance(node, kind):
@@ -257,13 +258,13 @@ def state_dtype(params: Any) -> Any:
 
 
 def find_states(opt_state: Any, kind: type) -> list[Any]:
-  """All states of this type in ``opt_state``, their leaves as plain arrays."""
+  """All states of this type in ``opt_state``, with plain arrays as leaves."""
   nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, kind))
   return [unbox(node) for node in nodes if isinstance(node, kind)]
 
 
 def body_shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-  """The shapes of all arrays that are no head's, by path."""
+  """The shapes of the body's arrays, by path."""
   return {
     path: tuple(leaf.shape)
     for path, leaf in flatten_with_paths(tree)[0]
@@ -291,7 +292,7 @@ def check_parameter(path: str, leaf: Any) -> None:
     leaf: An array, a tracer or a ``jax.ShapeDtypeStruct``.
 
   Raises:
-    TypeError: It is no array, or an array of another dtype than floating.
+    TypeError: If it is no array, or an array of another dtype than floating.
   """
   arrays = "Parameters must be arrays"
   equinox = "eqx.filter(model, eqx.is_inexact_array)"
@@ -338,7 +339,7 @@ def check_parameter(path: str, leaf: Any) -> None:
 def check_tree(
   call: str, tree: Any, name: str = "params", *, models: bool = False
 ) -> None:
-  """Refuses what is often given in the place of a tree of arrays.
+  """Refuses what is often passed instead of a tree of arrays.
 
   Args:
     call: The call that the message names, such as ``"export()"``.
@@ -347,7 +348,7 @@ def check_tree(
     models: Whether an nnx model passes, too.
 
   Raises:
-    TypeError: It is one of these.
+    TypeError: If it is one of these.
   """
   if is_a(tree, "flax.nnx", "Module"):
     if models:
@@ -382,7 +383,7 @@ def check_params(call: str, params: Any) -> None:
     params: A tree of arrays or of ``jax.ShapeDtypeStruct``.
 
   Raises:
-    TypeError: It is a model, an optimizer, a state; or has a leaf that is no array of a
+    TypeError: If it is a model, an optimizer or a state; if a leaf is no array of a
       floating dtype.
   """
   check_tree(call, params)
@@ -398,7 +399,7 @@ def check_optimizer(call: str, optimizer: Any) -> None:
     optimizer: An optax optimizer, or anything that can do the same.
 
   Raises:
-    TypeError: It is something else.
+    TypeError: If it is something else.
   """
   if _is_optimizer(optimizer):
     return
@@ -414,7 +415,7 @@ def check_optimizer(call: str, optimizer: Any) -> None:
 
 
 def check_state(call: str, state: Any, kind: type) -> None:
-  """Refuses what holds no ``kind``, where it can be told what it is instead.
+  """Refuses what holds no ``kind``, if it is recognisably something else.
 
   Args:
     call: The call that the message names, such as ``"log_weights()"``.
@@ -422,8 +423,8 @@ def check_state(call: str, state: Any, kind: type) -> None:
     kind: The type of state that is needed, a NamedTuple.
 
   Raises:
-    TypeError: It is a state that was restored without its types, parameters, a model,
-      an optimizer.
+    TypeError: If it is a state that was restored without its types, or parameters, a
+      model or an optimizer.
   """
   if isinstance(state, kind):
     return
@@ -458,7 +459,7 @@ def check_state(call: str, state: Any, kind: type) -> None:
 def checked(
   call: str, tx: optax.GradientTransformationExtraArgs, kind: type
 ) -> optax.GradientTransformationExtraArgs:
-  """The same transformation, with checks of what its two functions are given.
+  """Adds checks of the arguments of ``init`` and ``update``.
 
   Args:
     call: The factory that the messages name, such as ``"alrao()"``.
@@ -466,7 +467,7 @@ def checked(
     kind: A type that its state holds.
 
   Returns:
-    ``tx`` in all else; its state is that of ``tx``.
+    The transformation, with the state of ``tx``.
   """
 
   def init_fn(params):
@@ -482,7 +483,7 @@ def checked(
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-# How the arguments of a call are ordered, for those that were swapped.
+# How to write each call, for errors about swapped arguments.
 _SIGNATURES = {
   "init": "optimizer.init(params)",
   "update": "optimizer.update(grads, opt_state, params, head_log_likelihoods=...)",
@@ -503,7 +504,7 @@ _SIGNATURES = {
 }
 
 
-# What to write for an nnx model, where there is more to it than its parameters.
+# What to write for an nnx model, if its parameters alone are not enough.
 _NNX = {
   "init": "nnx.Optimizer(model, optimizer, wrt=nnx.Param)",
   "update": "nnx.Optimizer(model, optimizer, wrt=nnx.Param).update(model, grads, ...)",
@@ -527,7 +528,7 @@ def _signature(call: str) -> str:
 
 
 def is_a(value: Any, package: str, name: str) -> bool:
-  """Whether a class of this name in a package that is not imported here made it."""
+  """Whether a value is of a class of this name, without importing its package."""
   return any(
     kind.__name__ == name and (kind.__module__ + ".").startswith(package + ".")
     for kind in type(value).__mro__
@@ -543,7 +544,7 @@ def _is_optimizer(value: Any) -> bool:
 
 
 def _holds_states(tree: Any) -> bool:
-  """Whether a state of optax or of this library is somewhere in a tree."""
+  """Whether a tree holds a state of optax or of this library."""
 
   def is_state(node):
     package = type(node).__module__.partition(".")[0]
@@ -557,7 +558,7 @@ def _holds_states(tree: Any) -> bool:
 
 
 def _is_raw(state: Any, kind: Any) -> bool:
-  """Whether it is a state whose NamedTuples became dicts, and tuples perhaps lists."""
+  """Whether it is a state with dicts (or lists) in place of its NamedTuples."""
   if isinstance(state, Mapping):
     if set(kind._fields) <= set(map(str, state)):
       return True

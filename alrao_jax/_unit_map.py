@@ -1,4 +1,4 @@
-"""UnitMap: which entry of a vector each unit of a network reads."""
+"""UnitMap: the place of each unit of a network in a vector."""
 
 import functools
 import hashlib
@@ -17,20 +17,20 @@ from ._units import UnitOptions, read_units, shapes_of
 
 @dataclass(frozen=True, eq=False)
 class UnitMap:
-  """The units of a network, and where a vector holds each.
+  """The units of a network, and their places in a vector.
 
-  What holds a number for each unit (its quantile, its rate, how often it was stopped)
-  is a vector of shape ``(max(num_units, 1),)``: the groups of units one after the
-  other, by name. What holds one for each head is another, of shape
-  ``(max(num_heads, 1),)``. So no vector is empty: without units, or without heads, it
-  has one entry that nobody reads.
+  One vector of shape ``(max(num_units, 1),)`` holds a number for each unit (its
+  quantile, its rate, how often it was stopped), with the groups of units in the order
+  of their names. Another one, of shape ``(max(num_heads, 1),)``, holds a number for
+  each head. No vector is empty: without units, or without heads, it has one unused
+  entry.
 
-  Made by :func:`unit_map`. Whoever needs units asks it, and slices no vector by hand.
+  :func:`unit_map` makes it. Whatever needs units asks it, and slices no vector by hand.
 
   Attributes:
     specs: The units of each parameter by path.
-    groups: Where the vector of units holds each group, by name, in order.
-    num_heads: Number of heads, 0 without.
+    groups: The place of each group in the vector of units, by name, in order.
+    num_heads: Number of heads, 0 without heads.
     num_units: Number of units of the body, which draw their rates.
   """
 
@@ -41,7 +41,7 @@ class UnitMap:
 
   @functools.cached_property
   def fingerprint(self) -> int:
-    """A 32-bit hash of who reads which entry, the same for any number of heads."""
+    """A 32-bit hash of the entry of each parameter, for any number of heads."""
     readers = [
       (s.path, s.kind, s.shape[s.of_heads :], s.axes, s.group, s.tiles)
       for s in sorted(self.specs.values(), key=lambda spec: spec.path)
@@ -59,13 +59,13 @@ class UnitMap:
 
     Args:
       call: The call that the error names.
-      fingerprint: That of the state, the :attr:`fingerprint` of its ``init``. What is
-        traced is not compared.
+      fingerprint: The state's :attr:`fingerprint`, from its ``init``. A traced one is
+        not compared.
       units: A vector of the state, with one entry a unit.
-      heads: One with an entry a head, if there is one.
+      heads: A vector of the state with one entry a head, if it has one.
 
     Raises:
-      ValueError: The state is of other parameters.
+      ValueError: If the state is of other parameters.
     """
     same = units.shape == (max(self.num_units, 1),)
     same = same and (heads is None or heads.shape == (max(self.num_heads, 1),))
@@ -82,19 +82,19 @@ class UnitMap:
   def scale(
     self, updates: Any, units: jax.Array, heads: jax.Array | None = None
   ) -> Any:
-    """Multiplies every unit's, and every head's, part of a tree by its own factor.
+    """Multiplies the part of each unit and of each head by its own factor.
 
     Args:
       updates: A tree like the parameters.
       units: The units' factors.
-      heads: The heads'. None leaves the heads as they are.
+      heads: The heads' factors. None leaves the heads as they are.
 
     Returns:
-      The tree, in its dtypes: half precision is multiplied in float32 and rounded
-      once. Zeros for what is frozen.
+      The tree, in its dtypes: half precision is multiplied in float32 and rounded once.
+      Frozen parameters get zeros.
 
     Raises:
-      ValueError: The tree is not like the parameters.
+      ValueError: If the tree is not like the parameters.
     """
 
     def scale(spec, update):
@@ -106,17 +106,17 @@ class UnitMap:
     return self._map(scale, updates, heads is not None)
 
   def keep(self, updates: Any, units: jax.Array) -> Any:
-    """Zeroes the parts of units that are not kept, NaN and infinities, too.
+    """Zeroes the parts of units that are not kept, also NaN and infinities.
 
     Args:
       updates: A tree like the parameters.
       units: Which units are kept, bool.
 
     Returns:
-      The tree, its heads as they were.
+      The tree, with its heads unchanged.
 
     Raises:
-      ValueError: The tree is not like the parameters.
+      ValueError: If the tree is not like the parameters.
     """
 
     def keep(spec, update):
@@ -126,17 +126,17 @@ class UnitMap:
     return self._map(keep, updates, False)
 
   def gather(self, tree: Any, dtype: Any) -> tuple[jax.Array, jax.Array]:
-    """Reads vectors from a tree whose entries are equal within a unit, and a head.
+    """Reads vectors from a tree with equal entries within each unit and each head.
 
-    The inverse of what :meth:`scale` does to ones. The first entry of a unit in the
-    last of its parameters is taken.
+    It is the inverse of :meth:`scale` on a tree of ones. It takes the first entry of a
+    unit in the last of its parameters.
 
     Args:
       tree: A tree like the parameters.
-      dtype: Of the result.
+      dtype: Dtype of the result.
 
     Returns:
-      The vector of units and that of heads; 0 where nobody reads.
+      The vector of units and that of heads; unused entries are 0.
     """
 
     def first(spec, leaf):
@@ -147,14 +147,15 @@ class UnitMap:
     return self._vectors(tree, dtype, first, lambda _, last: last)
 
   def norms(self, tree: Any, dtype: Any) -> tuple[jax.Array, jax.Array]:
-    """Returns the Euclidean norm of each unit, and head, over all that share it.
+    """Returns the Euclidean norm of each unit and head over all its entries.
 
     Args:
       tree: Parameters, or updates like them.
-      dtype: Of the sums and of the result. A norm whose square overflows is ``inf``.
+      dtype: Dtype of the sums and the result. A norm is ``inf`` if its square
+        overflows.
 
     Returns:
-      The vector of units and that of heads; 0 where nobody reads.
+      The vector of units and that of heads; unused entries are 0.
     """
 
     def squares(spec, leaf):
@@ -169,7 +170,7 @@ class UnitMap:
     return jnp.sqrt(units), jnp.sqrt(heads)
 
   def _of_leaf(self, spec, units, heads) -> jax.Array:
-    """A parameter's entries of the vectors, in a shape that broadcasts with it."""
+    """A parameter's entries of the vectors, in a shape that broadcasts to it."""
     if spec.kind == "head":
       entries = heads
     else:
@@ -180,7 +181,7 @@ class UnitMap:
     return entries.reshape(shape)
 
   def _map(self, change, updates, with_heads) -> Any:
-    """Changes every leaf but the heads'; zeros for what is frozen."""
+    """Changes every leaf (the heads' only if asked); frozen ones become zeros."""
 
     def visit(keys, update):
       spec = self.specs.get(path_of(keys))
@@ -199,7 +200,7 @@ class UnitMap:
     return jax.tree_util.tree_map_with_path(visit, updates)
 
   def _vectors(self, tree, dtype, read, merge) -> tuple[jax.Array, jax.Array]:
-    """Reads both vectors from all leaves, merging what shares a group."""
+    """Reads both vectors from all leaves, and merges the leaves of a group."""
     leaves = dict(flatten_with_paths(tree)[0])
     found: dict[str | None, jax.Array] = {}  # None: the heads, which are no group
     for path, spec in self.specs.items():
@@ -213,18 +214,18 @@ class UnitMap:
 
 
 def unit_map(params: Any, options: UnitOptions = UnitOptions()) -> UnitMap:
-  """Reads the units of a tree, once for all trees of these paths and shapes.
+  """Reads the units of a tree, only once for the same paths and shapes.
 
   Args:
     params: The parameters, arrays or ``jax.ShapeDtypeStruct``, or a tree like them.
     options: How to read them.
 
   Returns:
-    The :class:`UnitMap`, the same one for the same paths, shapes and options.
+    The :class:`UnitMap`; the same object for the same paths, shapes and options.
 
   Raises:
     TypeError: As :func:`unit_specs`.
-    ValueError: As :func:`unit_specs`; or the heads disagree on their number.
+    ValueError: As :func:`unit_specs`; if the heads disagree on their number.
 
   Example:
     >>> import jax.numpy as jnp
@@ -251,5 +252,5 @@ def _unit_map(shapes: tuple[tuple[str, Shape], ...], options: UnitOptions) -> Un
 
 
 def stable_hash(name: str) -> int:
-  """A 32-bit hash that is the same in every process, as Python's own is not."""
+  """A 32-bit hash that is the same in every process, unlike Python's own."""
   return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")

@@ -30,45 +30,44 @@ _TRAINED = {"params", OVERWRITE_WITH_GRADIENT}  # the collections with a gradien
 class MultiHead(nn.Module):
   """``num_heads`` copies of an output layer, evaluated on the same features.
 
-  Wraps the layer that ends a model, ``MultiHead(nn.Dense(10))(features)`` for
-  ``nn.Dense(10)(features)``, and returns `HeadOutputs` for this package's losses and
-  predictions. Each copy has its own initial draw, its own state (batch statistics) and
-  its own random keys (dropout masks). What head ``j`` draws depends on ``j``, not on
-  how many heads there are.
+  Wrap the last layer of a model in it: write ``MultiHead(nn.Dense(10))(features)``
+  instead of ``nn.Dense(10)(features)``. It returns :class:`HeadOutputs` for this
+  package's losses and predictions. Each copy has its own initial draw, its own state
+  (batch statistics) and its own random keys (dropout masks). The draws of head ``j``
+  depend on ``j``, not on the number of heads.
 
   The variables are those of the wrapped layer, stacked on axis 0 under the key
   ``alrao_heads``: ``<name>/alrao_heads/kernel[j]`` for ``<name>/kernel``. Give the
-  MultiHead the ``name`` that the output layer has in the plain model, and
-  `load_pretrained` finds its way; the wrapped layer's own name plays no role. A head of
-  several layers is best a module class of its own: the layers of an ``nn.Sequential``
-  made inline have other paths in a plain model (``Dense_0``) than here (``layers_0``).
+  MultiHead the ``name`` of the output layer in the plain model, so that
+  :func:`load_pretrained` finds it; the wrapped layer's own name has no effect. Write a
+  head of several layers as a module class: the layers of an inline ``nn.Sequential``
+  have other paths in a plain model (``Dense_0``) than here (``layers_0``).
 
-  Large heads, as those of many classes, are handled apart; see `multi_head`. On a CPU,
-  a plain ``nn.Dense`` with more features than examples and outputs is multiplied
-  kernel first, which saves heads that are not large a transposition in training; one
-  with a ``dot_general`` of its own, or within another module, is not. Both may change
-  last bits.
+  Large heads, such as those of many classes, are computed separately; see
+  :func:`multi_head`. On a CPU, a plain ``nn.Dense`` with more features than examples
+  and outputs is multiplied kernel first, which saves smaller heads a transposition in
+  training. This does not apply to a Dense with its own ``dot_general``, or within
+  another module. Both may change last bits.
 
-  A MultiHead stands outside ``nn.scan`` and ``nn.vmap``; ``nn.jit`` and ``nn.remat``
-  may surround it. This is not detected: ``nn.scan`` or ``nn.vmap`` around it put their
-  own axis on axis 0, where the heads' was, and the optimizer would read the number of
-  heads from that. For several models at once, apply ``jax.vmap`` to the whole
-  initialization and the whole training step. Derivatives are those of reverse mode
-  (``jax.grad``, ``jax.vjp``); forward mode (``jax.jvp``, ``jax.jacfwd``) is not
-  available.
+  Limits: ``nn.jit`` and ``nn.remat`` may surround a MultiHead, ``nn.scan`` and
+  ``nn.vmap`` may not. These put their own axis on axis 0, in place of the heads' axis,
+  and the optimizer would read the number of heads from it; no check detects this. For
+  several models at once, apply ``jax.vmap`` to the whole initialization and the whole
+  training step. Only reverse mode (``jax.grad``, ``jax.vjp``) is available, forward
+  mode (``jax.jvp``, ``jax.jacfwd``) is not.
 
   Attributes:
-    head: the output layer, any module, unbound or made inline.
-    num_heads: number of copies that initialization makes, at least 1. Parameters with
-      fewer, as ``alrao_jax.collapse`` leaves them, are taken as they are.
-    head_axis: name of the mesh axis that the heads are sharded over; goes first into
-      the names of what ``nn.with_partitioning`` made. None: not sharded.
+    head: The output layer, any module, unbound or made inline.
+    num_heads: Number of copies at initialization, at least 1. Parameters may have
+      fewer, after ``alrao_jax.collapse``.
+    head_axis: Name of the mesh axis that the heads are sharded over, which becomes the
+      first name of what ``nn.with_partitioning`` made. None if they are not sharded.
 
   Raises:
-    TypeError: ``head`` is no module, is an ``nn.Embed``, or shares parameters with the
-      rest of the model (a tied output layer); ``num_heads`` is no integer.
-    ValueError: ``num_heads`` is below 1 or below that of the parameters given, or the
-      head has no parameters.
+    TypeError: If ``head`` is no module, is an ``nn.Embed``, or shares parameters with
+      the rest of the model (a tied output layer); ``num_heads`` is no integer.
+    ValueError: If ``num_heads`` is below 1 or below that of the parameters given, or
+      the head has no parameters.
 
   Example:
     >>> import jax, jax.numpy as jnp, flax.linen as nn, alrao_jax.linen
@@ -94,8 +93,8 @@ class MultiHead(nn.Module):
     object.__setattr__(self, "_given", self.head)
     outer = self.head.parent
     if isinstance(outer, nn.Module) and not isinstance(outer, MultiHead):
-      # Made inline, so that Flax takes it for a layer of the outer module. It is none,
-      # and the automatic name that it was given there may be the MultiHead's.
+      # The head was made inline, so Flax takes it for a layer of the outer module. The
+      # automatic name that it got there may be the MultiHead's.
       scope, name = outer.scope, self.name
       if scope is not None and name is not None and name == self.head.name:
         scope.reservations.pop(name, None)
@@ -107,14 +106,14 @@ class MultiHead(nn.Module):
     """Evaluates every head.
 
     Args:
-      features: what the body gives to the output layer, any pytree of arrays.
-      *args: passed on to each head.
-      **kwargs: passed on to each head, such as ``train=True``.
+      features: The body's outputs, any pytree of arrays.
+      *args: Passed on to each head.
+      **kwargs: Passed on to each head, such as ``train=True``.
 
     Returns:
-      What the wrapped layer returns, with a leading axis ``num_heads``.
+      The outputs of the wrapped layer, with a leading axis ``num_heads``.
     """
-    _check_head(self._given)  # by now what it may share has been used
+    _check_head(self._given)  # shared layers have been called by now
     head = _with_head_product(self.head)
     scope: Any = self.scope
     mutable = scope.mutable or []  # False would change what apply returns
@@ -139,7 +138,7 @@ class MultiHead(nn.Module):
           self.put_variable(name, HEADS, collection)
       return HeadOutputs(outputs, outputs)
 
-    # Flax tells if they are missing; each head will tell if it needs other shapes.
+    # Flax raises if they are missing, and each head raises if it needs other shapes.
     params = self.param(HEADS, lambda _: self.get_variable("params", HEADS))
     found = {jnp.shape(x)[:1] for x in jax.tree.leaves(params)}
     allowed = {(n,) for n in range(1, self.num_heads + 1)}  # fewer: collapsed
@@ -177,14 +176,14 @@ class MultiHead(nn.Module):
 
 
 def _with_head_product(head: nn.Module) -> nn.Module:
-  """A copy that belongs to nobody; plain Dense multiplies in the order of its heads."""
+  """A copy without parent, in which a plain Dense multiplies kernel first."""
   own = type(head) is not nn.Dense or head.dot_general or head.dot_general_cls
   changes: dict[str, Any] = {} if own else {"dot_general": head_product}
   return head.copy(parent=None, **changes)
 
 
 def _split(keys: dict[str, jax.Array], num_heads: int) -> dict[str, jax.Array]:
-  """One key a head from each, independent of ``num_heads``."""
+  """One key a head from each key, independent of ``num_heads``."""
   heads = jnp.arange(num_heads, dtype=jnp.uint32)
   fold_in = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
   return {name: fold_in(key, heads) for name, key in keys.items()}
@@ -214,7 +213,7 @@ def _is_shared(module: Any) -> bool:
     return True
   if module.scope is None:
     return False
-  # What lies under HEADS belongs to a MultiHead of the same name.
+  # Variables below HEADS belong to a MultiHead of the same name.
   return any(collection.keys() - {HEADS} for collection in module.variables.values())
 
 
@@ -238,30 +237,33 @@ def predict(
   output: Output | Mapping[str, Output] = "log_probs",
   **kwargs: Any,
 ) -> PyTree:
-  """Applies a model and returns the mixture's prediction: one call for serving.
+  """Applies a model and returns the mixture's prediction, in one call for serving.
 
-  ``predict(model, variables, log_weights, images)`` is ``model.apply(variables,
-  images)`` with the mixture's prediction in place of every `HeadOutputs`. All it needs
-  are the variables and ``num_heads`` numbers, no optimizer. To compile it:
-  ``jax.jit(functools.partial(predict, model))``.
+  ``predict(model, variables, log_weights, images)`` is
+  ``model.apply(variables, images)`` with the mixture's prediction in place of every
+  :class:`HeadOutputs`. It needs only the variables and ``num_heads`` numbers, no
+  optimizer. To compile it, write ``jax.jit(functools.partial(predict, model))``.
 
   Args:
-    model: a module that returns `HeadOutputs`, or a container with one or several.
-    variables: its variables, such as ``{"params": params}``.
-    log_weights: shape ``(num_heads,)``, from ``alrao_jax.log_weights(opt_state)``.
-      For a model that returns several `HeadOutputs`, say in a dict, a mapping from the
-      "/"-joined path of each in the result to its weights.
-    *args: the model's inputs.
-    output: ``"log_probs"`` (`mixture_log_probs`), ``"mean"`` (`mixture_mean`), a
-      function ``(heads, log_weights) -> prediction``, or a mapping by path to these.
-    **kwargs: passed on to ``model.apply``, such as ``train=False`` or ``rngs``.
+    model: A module that returns :class:`HeadOutputs`, or a container with one or
+      several.
+    variables: Its variables, such as ``{"params": params}``.
+    log_weights: Shape ``(num_heads,)``, from ``alrao_jax.log_weights(opt_state)``. For
+      a model that returns several :class:`HeadOutputs`, say in a dict, a mapping from
+      the "/"-joined path of each in the result to its weights.
+    *args: The model's inputs.
+    output: ``"log_probs"`` (:func:`mixture_log_probs`), ``"mean"``
+      (:func:`mixture_mean`), a function ``(heads, log_weights) -> prediction``, or a
+      mapping by path to these.
+    **kwargs: Passed on to ``model.apply``, such as ``train=False`` or ``rngs``.
 
   Returns:
     What the model returns, with predictions: log-probabilities ``(..., num_classes)``
     by default.
 
   Raises:
-    ValueError: the model returns no `HeadOutputs`, or others than ``log_weights`` has.
+    ValueError: If the model returns no :class:`HeadOutputs`, or others than
+      ``log_weights`` has.
 
   Example:
     >>> import jax, jax.numpy as jnp, flax.linen as nn, alrao_jax.linen
@@ -287,8 +289,8 @@ def _check_model(call: str, model: Any) -> None:
 class TrainState(train_state.TrainState):
   """Flax's ``TrainState`` for optimizers that need more than gradients.
 
-  Flax's own drops what an optimizer takes beside gradients and parameters. This one
-  hands over ``head_log_likelihoods``; all else is as in Flax.
+  Flax's own ``TrainState`` drops extra arguments of an optimizer. This one passes
+  ``head_log_likelihoods`` on; everything else is as in Flax.
 
   Example:
     >>> import jax, jax.numpy as jnp, flax.linen as nn, alrao_jax as alrao
@@ -313,18 +315,18 @@ class TrainState(train_state.TrainState):
     """Updates ``step``, ``params``, ``opt_state``, and the fields in ``kwargs``.
 
     Args:
-      grads: gradients, a tree like ``params``.
+      grads: Gradients, a tree like ``params``.
       head_log_likelihoods: ``info.head_log_likelihoods`` as the loss returned it, shape
         ``(num_heads,)``; a mapping by path for several MultiHeads.
-      extra_args: what else ``tx.update`` takes by keyword, such as ``{"value": loss}``.
-      **kwargs: fields to replace, such as ``batch_stats=alrao_jax.keep_finite(
+      extra_args: What else ``tx.update`` takes by keyword, such as ``{"value": loss}``.
+      **kwargs: Fields to replace, such as ``batch_stats=alrao_jax.keep_finite(
         updated["batch_stats"], state.batch_stats)``.
 
     Returns:
       The new state.
 
     Raises:
-      TypeError: ``tx.update`` takes no such arguments.
+      TypeError: If ``tx.update`` takes no such arguments.
     """
     extra = dict(extra_args or {})
     if head_log_likelihoods is not None:
@@ -335,14 +337,14 @@ class TrainState(train_state.TrainState):
     tx = optax.GradientTransformation(
       self.tx.init, functools.partial(self.tx.update, **extra)
     )
-    # What Flax does around the update (say for fp8 statistics) is left to Flax.
+    # Leave to Flax what it does around the update (such as fp8 statistics).
     return super(TrainState, self.replace(tx=tx)).apply_gradients(
       grads=grads, **{"tx": self.tx, **kwargs}
     )
 
 
 def _check_takes(update: Any, extra: Mapping[str, Any]) -> None:
-  """Refuses an update without these arguments, whatever class it belongs to."""
+  """Refuses an update function that does not take these arguments."""
   try:
     inspect.signature(update).bind("updates", "state", "params", **extra)
   except TypeError:
@@ -359,10 +361,10 @@ def _check_takes(update: Any, extra: Mapping[str, Any]) -> None:
 def collapse(state: train_state.TrainState, keep: int | Sequence[int] = 1) -> Any:
   """Keeps the best heads of a train state.
 
-  What ``alrao_jax.collapse`` does, for every field of the state: ``params``,
-  ``opt_state``, and what a subclass adds, such as ``batch_stats`` or averaged
-  parameters. The model stays as it is, and so does the training step, which compiles
-  once more.
+  It does what ``alrao_jax.collapse`` does for every field of the state: ``params``,
+  ``opt_state``, and fields of a subclass, such as ``batch_stats`` or averaged
+  parameters. The model and the training step stay as they are; the step compiles once
+  more.
 
   Args:
     state: The train state, of Flax or of this library.
@@ -372,8 +374,8 @@ def collapse(state: train_state.TrainState, keep: int | Sequence[int] = 1) -> An
     The new state, of the same class.
 
   Raises:
-    ValueError: As ``alrao_jax.collapse``; another field holds a second optimizer's
-      state, whose optimizer is not known here.
+    ValueError: As ``alrao_jax.collapse``; if another field holds the state of a second
+      optimizer, which is not known here.
     TypeError: As ``alrao_jax.collapse``.
 
   Example:
@@ -393,11 +395,11 @@ def collapse(state: train_state.TrainState, keep: int | Sequence[int] = 1) -> An
       raise ValueError(
         "linen.collapse(state) must hold the state of one track_heads, in opt_state, "
         f"got another one in {name!r}. Collapse each optimizer's state by "
-        "alrao_jax.collapse(optimizer, opt_state, params, keep), and state.replace(...)"
-        " the fields."
+        "alrao_jax.collapse(optimizer, opt_state, params, keep), and write the results "
+        "back with state.replace(...)."
       )
   params: Any = state.params
-  # Flax gives the optimizer a part, where fp8 statistics are beside it.
+  # With fp8 statistics, Flax gives the optimizer only a part of ``params``.
   trained = params["params"] if OVERWRITE_WITH_GRADIENT in params else params
   kept = _convert.kept_heads(keep, state.opt_state, trained)
   opt_state, _ = _convert.collapse(state.tx, state.opt_state, trained, kept)
@@ -410,9 +412,9 @@ def export(
 ) -> dict[str, Any]:
   """Returns variables for the same model with an ordinary output layer.
 
-  What ``alrao_jax.export`` does, for ``params`` and for every collection that a
-  subclass adds as a field, such as ``batch_stats``:
-  ``plain_model.apply(export(state), images)`` serves like any model of Flax.
+  It does what ``alrao_jax.export`` does for ``params`` and every collection that a
+  subclass has as a field, such as ``batch_stats``. Then
+  ``plain_model.apply(export(state), images)`` works like any model of Flax.
 
   Args:
     state: The train state, of Flax or of this library.
@@ -424,7 +426,7 @@ def export(
 
   Raises:
     ValueError: As ``alrao_jax.export``.
-    TypeError: As ``alrao_jax.export``; ``state`` is no train state.
+    TypeError: As ``alrao_jax.export``; if ``state`` is no train state.
 
   Example:
     >>> import jax, jax.numpy as jnp, flax.linen as nn, alrao_jax as alrao
@@ -440,7 +442,7 @@ def export(
   variables = {
     name: value for name in others if isinstance(value := getattr(state, name), Mapping)
   }
-  # Flax keeps fp8 statistics beside what is trained, all in ``params``.
+  # Flax keeps fp8 statistics next to the trained parameters, both in ``params``.
   if OVERWRITE_WITH_GRADIENT in variables["params"]:
     variables |= variables["params"]
   return dict(_convert.export(state.opt_state, variables, head=head))
@@ -463,21 +465,21 @@ def _other_fields(call: str, state: Any) -> list[str]:
 def unit_overrides(model: nn.Module, *args: Any, **kwargs: Any) -> tuple[Override, ...]:
   """Overrides for units that the types of a model's modules tell, and shapes don't.
 
-  They name the parameters of: ``nn.DenseGeneral`` with several features and
+  They name the parameters of ``nn.DenseGeneral`` with several features and
   ``nn.Einsum``, without bias or with permuted axes; ``nn.ConvLocal`` without bias;
-  ``nn.ConvTranspose`` with ``transpose_kernel``, square or without bias; layers
-  without bias, embeddings and other tables that are stacked by ``nn.vmap`` or
-  ``nn.scan``. All else is left to the rules.
+  ``nn.ConvTranspose`` with ``transpose_kernel``, square or without bias; layers without
+  bias, embeddings and other tables that are stacked by ``nn.vmap`` or ``nn.scan``. The
+  rules decide about everything else.
 
   Args:
     model: A module, unbound.
-    *args: What ``model.init`` takes after the key; arrays or ``jax.ShapeDtypeStruct``,
-      whose values are never used.
-    **kwargs: Likewise, such as ``train=True`` or ``method``.
+    *args: What ``model.init`` takes after the key; arrays or ``jax.ShapeDtypeStruct``.
+      Their values are never used.
+    **kwargs: Keyword arguments of ``model.init``, such as ``train=True`` or ``method``.
 
   Returns:
-    The overrides for ``alrao_jax.UnitOptions(overrides)``, to which others may be
-    added: the first that matches wins.
+    The overrides for ``alrao_jax.UnitOptions(overrides)``. You may add others; the
+    first that matches wins.
 
   Example:
     >>> import flax.linen as nn, jax.numpy as jnp, alrao_jax.linen
@@ -495,7 +497,7 @@ def unit_overrides(model: nn.Module, *args: Any, **kwargs: Any) -> tuple[Overrid
     outputs = next_fun(*args, **kwargs)
     if not in_heads and context.module.scope is not None:
       for path, parameter in _own_parameters(context.module, args, kwargs).items():
-        known.setdefault(path, parameter)  # within a stack before around it
+        known.setdefault(path, parameter)  # the call inside a stack comes first
     in_heads = outside
     return outputs
 
@@ -513,7 +515,7 @@ def unit_overrides(model: nn.Module, *args: Any, **kwargs: Any) -> tuple[Overrid
 
 
 def _own_parameters(module: nn.Module, args: Any, kwargs: Any) -> dict[str, Known]:
-  """What a module knows of the parameters that are its own."""
+  """What a module knows about its own parameters."""
   known = {}
   for name, leaf in module.variables.get("params", {}).items():
     if not isinstance(leaf, Mapping):
@@ -525,7 +527,7 @@ def _own_parameters(module: nn.Module, args: Any, kwargs: Any) -> dict[str, Know
 
 
 def _kernel(module: nn.Module, shape: tuple[int, ...], args, kwargs) -> Known:
-  """What a module knows of its kernel; None for its axes where the rules know them."""
+  """What a module knows about its kernel; axes None if the rules know them."""
   axes = tuple(range(len(shape)))
   match module:
     case nn.DenseGeneral():

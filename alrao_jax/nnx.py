@@ -21,43 +21,44 @@ PyTree = Any
 class MultiHead(nnx.Module):
   """``num_heads`` copies of an output layer, evaluated on the same features.
 
-  Stands where the layer that ends a model stood: ``self.out = MultiHead(lambda rngs:
-  nnx.Linear(64, 10, rngs=rngs), rngs=rngs)`` for ``self.out = nnx.Linear(64, 10,
-  rngs=rngs)``. Calling it returns `HeadOutputs` for this package's losses and
-  predictions. Each copy has its own initial draw, its own state (batch statistics) and
-  its own random streams (dropout masks). What head ``j`` draws depends on ``j``, not on
-  how many heads there are.
+  Use it in the place of a model's last layer: write
+  ``self.out = MultiHead(lambda rngs: nnx.Linear(64, 10, rngs=rngs), rngs=rngs)``
+  instead of ``self.out = nnx.Linear(64, 10, rngs=rngs)``. A call returns
+  :class:`HeadOutputs` for this package's losses and predictions. Each copy has its own
+  initial draw, its own state (batch statistics) and its own random streams (dropout
+  masks). The draws of head ``j`` depend on ``j``, not on the number of heads.
 
-  The attribute ``alrao_heads`` is one such layer, whose Variables have the heads on
-  axis 0: ``out/alrao_heads/kernel[j]`` for ``out/kernel``. So a MultiHead in the plain
-  layer's place is what `load_pretrained` expects. State is updated in place, and
-  ``train()``, ``eval()`` and ``nnx.view`` reach the layer.
+  The attribute ``alrao_heads`` is one such layer, with the heads on axis 0 of its
+  Variables: ``out/alrao_heads/kernel[j]`` for ``out/kernel``. So
+  :func:`load_pretrained` finds a MultiHead in the plain layer's place. State is updated
+  in place, and ``train()``, ``eval()`` and ``nnx.view`` reach the layer.
 
-  Large heads, as those of many classes, are handled apart; see `multi_head`. On a CPU,
-  a plain ``nnx.Linear`` with more features than examples and outputs is multiplied
-  kernel first, which saves heads that are not large a transposition in training; one
-  with a ``dot_general`` of its own, or within another module, is not. Both may change
-  last bits.
+  Large heads, such as those of many classes, are computed separately; see
+  :func:`multi_head`. On a CPU, a plain ``nnx.Linear`` with more features than examples
+  and outputs is multiplied kernel first, which saves smaller heads a transposition in
+  training. This does not apply to a Linear with its own ``dot_general``, or within
+  another module. Both may change last bits.
 
-  Limits: of a head, only ``nnx.Param`` is trained. A MultiHead stands outside
-  ``nnx.scan`` and ``nnx.vmap``, which is not detected: around it they put their own
-  axis on axis 0, where the heads' was, and the optimizer would read the number of heads
-  from that. For several models at once, apply ``jax.vmap`` to the whole initialization
-  and the whole training step. Derivatives are those of reverse mode (``jax.grad``,
-  ``jax.vjp``); forward mode (``jax.jvp``, ``jax.jacfwd``) is not available.
+  Limits: only ``nnx.Param`` of a head is trained. ``nnx.scan`` and ``nnx.vmap`` must
+  not surround a MultiHead. They put their own axis on axis 0, in place of the heads'
+  axis, and the optimizer would read the number of heads from it; no check detects this.
+  For several models at once, apply ``jax.vmap`` to the whole initialization and the
+  whole training step. Only reverse mode (``jax.grad``, ``jax.vjp``) is available,
+  forward mode (``jax.jvp``, ``jax.jacfwd``) is not.
 
   Args:
-    make_head: makes one head from its own ``nnx.Rngs``.
-    num_heads: number of copies, at least 1.
-    rngs: random streams; each is split into one stream a head.
-    head_axis: name of the mesh axis that the heads are sharded over; goes first into
-      the sharding of Variables that have one. None: not sharded.
+    make_head: A function that makes one head from its own ``nnx.Rngs``.
+    num_heads: Number of copies, at least 1.
+    rngs: Random streams; each is split into one stream a head.
+    head_axis: Name of the mesh axis that the heads are sharded over, which becomes the
+      first name in the sharding of Variables that have one. None if they are not
+      sharded.
 
   Raises:
-    TypeError: ``make_head`` is no function that returns an ``nnx.Module``, or belongs
-      to an embedding (a tied output layer); ``num_heads`` is no integer; ``rngs`` is
-      no ``nnx.Rngs``.
-    ValueError: ``num_heads`` is below 1, or the head has no ``nnx.Param``.
+    TypeError: If ``make_head`` is no function that returns an ``nnx.Module``, or
+      belongs to an embedding (a tied output layer); ``num_heads`` is no integer;
+      ``rngs`` is no ``nnx.Rngs``.
+    ValueError: If ``num_heads`` is below 1, or the head has no ``nnx.Param``.
 
   Example:
     >>> import jax.numpy as jnp, alrao_jax.nnx
@@ -100,13 +101,13 @@ class MultiHead(nnx.Module):
     """Evaluates every head.
 
     Args:
-      features: what the body gives to the output layer, any pytree of arrays.
-      *args: passed on to each head.
-      rngs: passed on to each head, which gets its own part; by default none.
-      **kwargs: passed on to each head.
+      features: The body's outputs, any pytree of arrays.
+      *args: Passed on to each head.
+      rngs: Random streams for the heads; each gets its own. None by default.
+      **kwargs: Passed on to each head.
 
     Returns:
-      What the wrapped layer returns, with a leading axis ``num_heads``.
+      The outputs of the wrapped layer, with a leading axis ``num_heads``.
     """
     graphdef, params, state = nnx.split(self.alrao_heads, nnx.Param, ...)
     # Not self.num_heads: params may come from a collapsed model's state.
@@ -132,14 +133,14 @@ class MultiHead(nnx.Module):
       apply, params, features, aux=(state, keys), has_aux=True
     )
     if jax.tree.leaves(state):
-      # What no head assigned is left alone: inside jax.jit, a model from outside may
-      # not be written to, and need not be in evaluation.
+      # Write only what a head assigned: inside jax.jit, a model from outside may not be
+      # written to, and evaluation does not need it.
       nnx.update(self.alrao_heads, state)
     return outputs
 
 
 def _state(head: nnx.Module) -> list[tuple[Any, Any]]:
-  """Paths and values of what is not trained."""
+  """Paths and values of the state that is not trained."""
   return list(nnx.to_flat_state(nnx.state(head, nnx.Not(nnx.Param))))
 
 
@@ -210,30 +211,33 @@ def predict(
   output: Output | Mapping[str, Output] = "log_probs",
   **kwargs: Any,
 ) -> PyTree:
-  """Calls a model and returns the mixture's prediction: one call for serving.
+  """Calls a model and returns the mixture's prediction, in one call for serving.
 
-  ``predict(model, log_weights, images)`` is what ``model(images)`` returns, with the
-  mixture's prediction in place of every `HeadOutputs`. The model runs as after
-  ``model.eval()`` and is not changed. All this needs beside the model are ``num_heads``
-  numbers, no optimizer. To compile it: ``nnx.jit(predict)``, or ``jax.jit`` of a
-  function that has the model from outside.
+  ``predict(model, log_weights, images)`` returns ``model(images)`` with the mixture's
+  prediction in place of every :class:`HeadOutputs`. The model runs as after
+  ``model.eval()`` and does not change. Next to the model this needs only ``num_heads``
+  numbers, no optimizer. To compile it, write ``nnx.jit(predict)``, or ``jax.jit`` of a
+  function that closes over the model.
 
   Args:
-    model: a module that returns `HeadOutputs`, or a container with one or several.
-    log_weights: shape ``(num_heads,)``, from ``alrao_jax.log_weights(opt_state)``.
-      For a model that returns several `HeadOutputs`, say in a dict, a mapping from the
-      "/"-joined path of each in the result to its weights.
-    *args: the model's inputs.
-    output: ``"log_probs"`` (`mixture_log_probs`), ``"mean"`` (`mixture_mean`), a
-      function ``(heads, log_weights) -> prediction``, or a mapping by path to these.
-    **kwargs: passed on to the model.
+    model: A module that returns :class:`HeadOutputs`, or a container with one or
+      several.
+    log_weights: Shape ``(num_heads,)``, from ``alrao_jax.log_weights(opt_state)``. For
+      a model that returns several :class:`HeadOutputs`, say in a dict, a mapping from
+      the "/"-joined path of each in the result to its weights.
+    *args: The model's inputs.
+    output: ``"log_probs"`` (:func:`mixture_log_probs`), ``"mean"``
+      (:func:`mixture_mean`), a function ``(heads, log_weights) -> prediction``, or a
+      mapping by path to these.
+    **kwargs: Passed on to the model.
 
   Returns:
     What the model returns, with predictions: log-probabilities ``(..., num_classes)``
     by default.
 
   Raises:
-    ValueError: the model returns no `HeadOutputs`, or others than ``log_weights`` has.
+    ValueError: If the model returns no :class:`HeadOutputs`, or others than
+      ``log_weights`` has.
 
   Example:
     >>> import jax.numpy as jnp, alrao_jax.nnx
@@ -266,9 +270,9 @@ def collapse(
 ) -> None:
   """Keeps the best heads of a model and of its optimizer, in place.
 
-  What ``alrao_jax.collapse`` does, for all that the model's heads hold: parameters,
-  batch statistics, random streams. Compiled functions compile once more. Call it
-  between steps, outside of ``nnx.jit``.
+  It does what ``alrao_jax.collapse`` does for everything that the model's heads hold:
+  parameters, batch statistics, random streams. Compiled functions compile once more.
+  Call it between steps, outside of ``nnx.jit``.
 
   Args:
     model: A model with one or several MultiHeads.
@@ -299,7 +303,7 @@ def collapse(
   params = nnx.state(model, optimizer.wrt)
   kept = _convert.kept_heads(keep, optimizer.opt_state, params)
   opt_state, _ = _convert.collapse(optimizer.tx, optimizer.opt_state, params, kept)
-  # The optimizer's state first: it alone can be refused.
+  # The optimizer's state comes first, since only it can be refused.
   is_variable = lambda node: isinstance(node, nnx.Variable)  # noqa: E731
   held = jax.tree.leaves(optimizer.opt_state, is_leaf=is_variable)
   new = jax.tree.leaves(opt_state, is_leaf=is_variable)
@@ -317,25 +321,25 @@ def export(
   *,
   head: int | Mapping[str, int] | None = None,
 ) -> Any:
-  """Returns a copy of a model with an ordinary output layer in each MultiHead's place.
+  """Returns a copy of a model with ordinary output layers instead of MultiHeads.
 
-  The layer is the best head by the posterior, as if it had been made so: the copy
-  serves like any model of Flax. (For a model of another program, ``alrao_jax.export(
-  opt_state, nnx.state(model))`` is the state that ``nnx.update(plain_model, ...)``
-  takes.)
+  The layer is the best head by the posterior. The copy works like any model of Flax.
+  (For a model of another program, give
+  ``alrao_jax.export(opt_state, nnx.state(model))`` to
+  ``nnx.update(plain_model, ...)``.)
 
   Args:
-    model: A model with one or several MultiHeads; a MultiHead itself will do.
-    opt_state: ``optimizer.opt_state``, whose posterior chooses. May be left out where
+    model: A model with one or several MultiHeads, or a MultiHead itself.
+    opt_state: ``optimizer.opt_state``; its posterior chooses. It may be left out if
       there is one head.
     head: Which head to take instead, for several MultiHeads also a mapping by path.
 
   Returns:
-    The copy; ``model`` is not changed.
+    The copy; ``model`` stays as it is.
 
   Raises:
-    ValueError: As ``alrao_jax.export``; a MultiHead lies in a container of another kind
-      than modules, lists, dicts and tuples.
+    ValueError: As ``alrao_jax.export``; if a MultiHead is in a container other than a
+      module, list, dict or tuple.
     TypeError: As ``alrao_jax.export``.
 
   Example:
@@ -350,7 +354,7 @@ def export(
   _check_model("export", model)
   chosen = _convert.chosen_heads("export()", opt_state, nnx.state(model), head)
   model = nnx.clone(model)
-  # By identity: a MultiHead may stand in several places.
+  # By identity, since a MultiHead may be in several places.
   singles = {
     id(module): _single(module, chosen["/".join(map(str, path)) or HEADS])
     for path, module in nnx.iter_modules(model)
@@ -385,12 +389,12 @@ def _single(module: MultiHead, index: Any) -> nnx.Module:
 
 
 def _exchanged(child: Any, singles: Mapping[int, nnx.Module]) -> Any:
-  """What to put in a child's place, the child itself if nothing in it changes."""
+  """The replacement of a child; the child itself if nothing in it changes."""
   if id(child) in singles:
     return singles[id(child)]
   if not isinstance(child, tuple):
     return child
-  # A tuple is not written into but made anew.
+  # A tuple can't be written into: make a new one.
   new = [_exchanged(each, singles) for each in child]
   if all(a is b for a, b in zip(new, child, strict=True)):
     return child
@@ -409,17 +413,17 @@ def _children(node: Any) -> Iterator[tuple[Any, Any]]:
 def unit_overrides(model: nnx.Module) -> tuple[Override, ...]:
   """Overrides for units that the types of a model's modules tell, and shapes don't.
 
-  They name the parameters of: ``nnx.LinearGeneral`` with several features and
+  They name the parameters of ``nnx.LinearGeneral`` with several features and
   ``nnx.Einsum``, without bias or with permuted axes; ``nnx.ConvTranspose`` with
   ``transpose_kernel``, square or without bias; layers without bias and embeddings that
-  are stacked by ``nnx.vmap`` or ``nnx.scan``. All else is left to the rules.
+  are stacked by ``nnx.vmap`` or ``nnx.scan``. The rules decide about everything else.
 
   Args:
-    model: A module; ``nnx.eval_shape(lambda: Model(rngs=nnx.Rngs(0)))`` will do.
+    model: A module, such as ``nnx.eval_shape(lambda: Model(rngs=nnx.Rngs(0)))``.
 
   Returns:
-    The overrides for ``alrao_jax.UnitOptions(overrides)``, to which others may be
-    added: the first that matches wins.
+    The overrides for ``alrao_jax.UnitOptions(overrides)``. You may add others; the
+    first that matches wins.
 
   Example:
     >>> import alrao_jax.nnx
@@ -437,7 +441,7 @@ def unit_overrides(model: nnx.Module) -> tuple[Override, ...]:
 
 
 def _own_parameters(module: nnx.Module) -> dict[str, Known]:
-  """What a module of Flax knows of the parameters that are its own."""
+  """What a module of Flax knows about its own parameters."""
   match module:
     case nnx.Linear():
       features = module.out_features

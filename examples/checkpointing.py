@@ -1,14 +1,13 @@
-"""Orbax checkpoints, and an interval that is read and changed while training.
+"""Orbax checkpoints, and an interval that changes during training.
 
     python examples/checkpointing.py --out out/checkpointing
 
 Rates, posterior and counters are all in the optimizer's state, so params and opt_state
-are the whole checkpoint. Killed and run again with the same options, it goes on after
-the last epoch, bit for bit as if it had never stopped. The bounds of the interval are
-injected (`optax.inject_hyperparams`), so they are entries of the state too: after half
-of the epochs the upper one comes down, and every unit's rate with it, without compiling
-anew.
-It ends at a test accuracy of about 97 %.
+are the whole checkpoint. If you kill the program and run it again with the same
+options, it goes on after the last epoch, bit for bit. :func:`optax.inject_hyperparams`
+makes the bounds of the interval entries of the state: after half of the epochs the
+program lowers the upper bound, and so every unit's rate, without another compilation.
+It reaches a test accuracy of about 97 %.
 """
 
 import dataclasses
@@ -33,7 +32,7 @@ class Classifier(nn.Module):
 
   @nn.compact
   def __call__(self, images: jax.Array) -> alrao.HeadOutputs:
-    """Returns `HeadOutputs` of logits (batch, 10)."""
+    """Returns :class:`HeadOutputs` of logits (batch, 10)."""
     hidden = images.reshape(len(images), -1)
     for _ in range(2):
       hidden = nn.relu(nn.LayerNorm()(nn.Dense(64)(hidden)))
@@ -56,7 +55,7 @@ class Config:
   seed: int = 0
   """Determines weights, batches and rates."""
   out: Path = Path("out/checkpointing")
-  """Folder of the checkpoints, one an epoch, of which the last two are kept."""
+  """Folder of the checkpoints, one an epoch; it keeps the last two."""
 
   def __post_init__(self):
     digits.check_seed(self.seed)
@@ -104,7 +103,7 @@ def main(config: Config) -> tuple[float, State]:
       bounds = state.opt_state.hyperparams
       if epoch == config.epochs // 2 + 1:
         before = float(bounds["max_learning_rate"])
-        # With a dtype: a weakly typed number would compile the step anew.
+        # With a dtype: a weakly typed number would compile the step again.
         bounds["max_learning_rate"] = jnp.asarray(1.0, jnp.float32)
         print(f"epoch {epoch}: upper bound {before:g} -> 1")
       for batch in digits.batches(train, 1, seed=(config.seed, epoch)):

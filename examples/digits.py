@@ -31,13 +31,13 @@ def load(num_test: int = 500) -> tuple[Split, Split]:
 
 
 def check_seed(seed: int) -> None:
-  """Refuses a seed that `jax.random.key` would take for another one.
+  """Refuses a seed that :func:`jax.random.key` would take for another one.
 
   Args:
-    seed: From 0 to 2**32 - 1; JAX keeps the last 32 bits of others and says nothing.
+    seed: From 0 to 2**32 - 1; JAX silently keeps the last 32 bits of others.
 
   Raises:
-    ValueError: It is another number. From the command line: exit code 2.
+    ValueError: If it is another number. On the command line this is exit code 2.
   """
   if not 0 <= seed < 2**32:
     raise ValueError(f"--seed must be from 0 to 2**32 - 1, got {seed}.")
@@ -46,12 +46,12 @@ def check_seed(seed: int) -> None:
 def batches(
   split: Split, epochs: int, seed: int | tuple[int, ...] = 0, size: int = 32
 ) -> Iterator[Split]:
-  """Yields mini-batches, in a new order each epoch; leaves out what is too few.
+  """Yields full mini-batches, in a new order each epoch.
 
   Args:
     split: The images.
     epochs: Number of passes over them.
-    seed: Determines the orders; several numbers where an order depends on several.
+    seed: Determines the orders; one number or several.
     size: Images in a batch.
   """
   generator = np.random.default_rng(seed)

@@ -2,11 +2,11 @@
 
     pip install equinox && python examples/equinox_classifier.py
 
-`multi_head` takes one head as a pure function and the parameters of all heads, stacked.
-That is all that Alrao needs of a framework. Units are found from the shapes of weights
-and biases. Equinox keeps a weight's outputs on its first axis, which the bias tells
-unless the weight is square: hence an override. It ends at a test accuracy of about
-96 %.
+:func:`multi_head` takes one head as a pure function and the stacked parameters of all
+heads. Alrao needs nothing else of a framework. It finds units from the shapes of
+weights and biases. Equinox keeps a weight's outputs on its first axis. The bias shows
+this, but not for a square weight, which needs an override. The program reaches a test
+accuracy of about 96 %.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ class Classifier(eqx.Module):
 
   layers: list[eqx.nn.Linear]
   norms: list[eqx.nn.LayerNorm]
-  alrao_heads: eqx.nn.Linear  # by this name the optimizer knows them; heads on axis 0
+  alrao_heads: eqx.nn.Linear  # the optimizer knows this name; heads on axis 0
 
   def __init__(self, key: jax.Array, num_heads: int = 10):
     """Makes the model.
@@ -56,7 +56,7 @@ class Classifier(eqx.Module):
     return hidden
 
   def __call__(self, images: Any) -> alrao.HeadOutputs:
-    """Maps images (batch, 8, 8, 1) to `HeadOutputs` of logits (batch, 10)."""
+    """Maps images (batch, 8, 8, 1) to :class:`HeadOutputs` of logits (batch, 10)."""
     arrays, static = eqx.partition(self.alrao_heads, eqx.is_array)
 
     def head(arrays, features):

@@ -2,13 +2,13 @@
 
     python examples/fine_tuning.py
 
-An ordinary network learns the digits 0 to 4. Its checkpoint then starts networks that
-learn the digits 5 to 9 from 100 images, each with Alrao on another interval: all heads
-start as fresh copies, the body as it was. Beside the accuracy stands how far the body's
-weights have moved, and how well the old output layer still reads the old digits from
-the new features: what a unit with a large rate forgets. With seeds 0 and 1, the papers'
-interval, [1e-5, 10], leaves .20 and .36 of accuracy on the old digits; an upper bound
-of 1 leaves .91 and .96, and learns the new ones as well (.96, .95 against .92, .96).
+An ordinary network learns the digits 0 to 4. From its checkpoint, other networks learn
+the digits 5 to 9 from 100 images, each with Alrao on another interval. The body starts
+from the checkpoint, the heads start fresh. The table shows the accuracy, how far the
+body's weights have moved, and how well the old output layer still reads the old digits
+from the new features: units with large rates forget. With seeds 0 and 1, the papers'
+interval, [1e-5, 10], leaves .20 and .36 of accuracy on the old digits. An upper bound
+of 1 leaves .91 and .96, and learns the new digits as well (.96, .95 against .92, .96).
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ class Classifier(nn.Module):
 
   @nn.compact
   def __call__(self, images: jax.Array) -> Any:
-    """Returns logits (batch, 5), or `HeadOutputs` of them."""
+    """Returns logits (batch, 5), or :class:`HeadOutputs` of them."""
     hidden = images.reshape(len(images), -1)
     for _ in range(3):
       hidden = nn.relu(nn.LayerNorm()(nn.Dense(64)(hidden)))
@@ -86,13 +86,13 @@ def fine_tune(
     pretrained: Parameters of the ordinary network.
     split: The new digits, as labels 0 to 4.
     interval: Bounds of the rates.
-    epochs: Number of passes over them.
+    epochs: Number of passes over the new digits.
     seed: Determines heads, rates and batches.
   """
   model = Classifier(num_heads=10)
   heads_key, rates_key = jax.random.split(jax.random.key(seed))
   fresh = model.init(heads_key, split.images[:1])["params"]
-  # The new digits get a new output layer; without `keep` all heads start as the old.
+  # The new digits get new heads; without `keep`, all heads would be the old layer.
   params = alrao.load_pretrained(fresh, pretrained, keep=["^output/"])
   optimizer = alrao.alrao(rates_key, None, *interval)
   opt_state = optimizer.init(params)

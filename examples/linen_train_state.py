@@ -1,11 +1,11 @@
-"""Flax linen: a TrainState, a chain of one's own, and numbers for a logger.
+"""Flax linen: a TrainState, your own chain, and numbers for a logger.
 
     python examples/linen_train_state.py
 
-Momentum and clipping, then Alrao's rates in the place of the learning rate. Clipping by
-the global norm is done per head: one clip for all would let the heads' gradients, ten
-copies of an output layer, decide how much of the body's is left. It ends at a test
-accuracy of about 95 %.
+The chain has clipping and momentum, and Alrao's rates in the place of the learning
+rate. It clips by the global norm per head: with one clip for all, the gradients of ten
+output layers would decide how much of the body's gradient is left. The program reaches
+a test accuracy of about 95 %.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ class Classifier(nn.Module):
 
   @nn.compact
   def __call__(self, images: jax.Array) -> alrao.HeadOutputs:
-    """Returns `HeadOutputs` of logits (batch, 10)."""
+    """Returns :class:`HeadOutputs` of logits (batch, 10)."""
     hidden = images.reshape(len(images), -1)
     for _ in range(2):
       hidden = nn.relu(nn.LayerNorm()(nn.Dense(64)(hidden)))
@@ -34,7 +34,7 @@ class Classifier(nn.Module):
 
 
 def make_optimizer(key: jax.Array) -> optax.GradientTransformationExtraArgs:
-  """Returns a chain; `alrao.alrao(key, optax.trace(0.9))` is one without the clip.
+  """Returns a chain; ``alrao.alrao(key, optax.trace(0.9))`` is one without the clip.
 
   Args:
     key: Determines the units' rates.
@@ -66,7 +66,7 @@ def train_step(state: TrainState, batch: digits.Split):
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """Trains, and prints what a logger would be given."""
+  """Trains, and prints the numbers for a logger."""
 
   epochs: int = 20
   """Passes over the 1,297 training images."""

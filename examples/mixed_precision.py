@@ -2,15 +2,15 @@
 
     python examples/mixed_precision.py
 
-What memory and speed ask for on accelerators: blocks compute in bfloat16 and are
-rematerialised (`nn.remat`, linen's `jax.checkpoint`), so that only their inputs are
+This saves memory and time on accelerators. Blocks compute in bfloat16 and are
+rematerialised (``nn.remat``, linen's :func:`jax.checkpoint`): only their inputs are
 kept for the backward pass. Parameters, Alrao's rates and the heads' posterior are
-float32; so are the heads, whose log-likelihoods the posterior adds up. It ends at a
-test accuracy of about 98 %.
+float32. The heads are float32 too, since the posterior adds up their log-likelihoods.
+The program reaches a test accuracy of about 98 %.
 
-In float16, which needs loss scaling, write `DynamicScale().value_and_grad` (Flax's) for
-`jax.value_and_grad`, and keep parameters and optimizer state of steps that it calls not
-finite. It sees an overflow of every head that has a part in the mixture.
+float16 needs loss scaling: write Flax's ``DynamicScale().value_and_grad`` instead of
+:func:`jax.value_and_grad`, and keep the old parameters and optimizer state if it calls
+a step not finite. It sees an overflow of every head that has a part in the mixture.
 """
 
 import dataclasses
@@ -48,7 +48,7 @@ class Classifier(nn.Module):
 
   @nn.compact
   def __call__(self, images: jax.Array) -> alrao.HeadOutputs:
-    """Maps images (batch, 8, 8, 1) to `HeadOutputs` of logits (batch, 10), float32."""
+    """Maps images (batch, 8, 8, 1) to float32 logits (batch, 10) of all heads."""
     hidden = nn.Conv(32, (3, 3), 2, dtype=jnp.bfloat16)(images.astype(jnp.bfloat16))
     hidden = nn.GroupNorm(8, dtype=jnp.bfloat16)(hidden)
     for _ in range(2):

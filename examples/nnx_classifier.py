@@ -2,10 +2,10 @@
 
     python examples/nnx_classifier.py
 
-After half of the epochs the losing heads go (`collapse`) and training goes on at the
-price of an ordinary network; at the end the one that is left becomes the ordinary
-output layer of a model that knows nothing of Alrao (`export`). It ends at a test
-accuracy of about 99 %.
+After half of the epochs :func:`collapse` removes the losing heads, and training goes on
+at the price of an ordinary network. At the end :func:`export` turns the last head into
+the ordinary output layer of a model that knows nothing of Alrao. The program reaches a
+test accuracy of about 99 %.
 """
 
 import dataclasses
@@ -48,7 +48,7 @@ class Classifier(nnx.Module):
       self.output = alrao.nnx.MultiHead(output, num_heads=num_heads, rngs=rngs)
 
   def __call__(self, images: jax.Array) -> Any:
-    """Maps images (batch, 8, 8, 1) to logits (batch, 10), or `HeadOutputs` of them."""
+    """Maps images (batch, 8, 8, 1) to logits (batch, 10), of all heads or of one."""
     hidden = images
     for conv, norm in zip(self.convs, self.norms, strict=True):
       hidden = nnx.relu(norm(conv(hidden)))
@@ -66,7 +66,7 @@ def train_step(model: Classifier, optimizer: nnx.Optimizer, batch: digits.Split)
 
   (loss, info), grads = nnx.value_and_grad(loss_fn, has_aux=True)(model)
   optimizer.update(model, grads, head_log_likelihoods=info.head_log_likelihoods)
-  # A batch with NaN costs nothing but itself: the running averages stay too.
+  # A batch with NaN does no lasting harm: the running averages stay, too.
   nnx.update(model, alrao.keep_finite(nnx.state(model, nnx.BatchStat), statistics))
   return loss
 

@@ -3,11 +3,12 @@
     python examples/quickstart.py
 
 Alrao, plain SGD at seven learning rates and Adam at its default train the same network
-on scikit-learn's digits, images of 8x8 pixels that come inside its wheel. It ends with
-a table, and with `results.json` and `quickstart.png` in the output folder.
+on scikit-learn's digits, images of 8x8 pixels that come inside its wheel. The program
+prints a table, and writes ``results.json`` and ``quickstart.png`` into the output
+folder.
 
-A program of your own needs what `Classifier` and `make_alrao_step` show. The numbers 1,
-2 and 3 mark the lines that differ from an ordinary program.
+A program of your own needs what ``Classifier`` and ``make_alrao_step`` show. The
+numbers 1, 2 and 3 mark the lines that differ from an ordinary program.
 """
 
 import dataclasses
@@ -68,13 +69,13 @@ class Backbone(nn.Module):
 
 
 class Classifier(nn.Module):
-  """The backbone and an output layer: `num_heads` copies of it for Alrao."""
+  """The backbone and an output layer: ``num_heads`` copies of it for Alrao."""
 
   num_heads: int | None = None
 
   @nn.compact
   def __call__(self, images: jax.Array, train: bool) -> Any:
-    """Returns logits (batch, 10), or Alrao's `HeadOutputs` of them."""
+    """Returns logits (batch, 10), or Alrao's :class:`HeadOutputs` of them."""
     features = Backbone()(images, train)
     if self.num_heads is None:
       return nn.Dense(10)(features)
@@ -118,7 +119,7 @@ def make_alrao_step(model: nn.Module, optimizer: optax.GradientTransformationExt
       head_log_likelihoods=info.head_log_likelihoods,
     )
     params = optax.apply_updates(state.params, updates)
-    # A batch with NaN costs nothing but itself, here too.
+    # A batch with NaN does no lasting harm here, either.
     batch_stats = alrao.keep_finite(batch_stats, state.batch_stats)
     return State(params, batch_stats, opt_state), jnp.exp(log_weights)
 
@@ -164,7 +165,7 @@ class Method(NamedTuple):
 
 
 def make_methods() -> list[Method]:
-  """Returns Alrao, Adam, and SGD at each of `SGD_RATES`."""
+  """Returns Alrao, Adam, and SGD at each of ``SGD_RATES``."""
   with_heads, plain = Classifier(num_heads=10), Classifier()
   init_with_heads = jax.jit(partial(with_heads.init, train=False))
   init_plain = jax.jit(partial(plain.init, train=False))
@@ -203,7 +204,7 @@ def make_methods() -> list[Method]:
 
 
 class Data(NamedTuple):
-  """Images (1797, 8, 8, 1) in [0, 1] and labels (1797,), in the order of `SPLITS`."""
+  """Images (1797, 8, 8, 1) in [0, 1] and labels (1797,), in the order of ``SPLITS``."""
 
   images: np.ndarray
   labels: np.ndarray
@@ -218,7 +219,7 @@ def load_data() -> Data:
 
 
 def evaluate(method: Method, state: State, data: Data) -> dict[str, float]:
-  """Returns `train_loss`, `train_accuracy` and so on for each split."""
+  """Returns ``train_loss``, ``train_accuracy`` and so on for each split."""
   log_probs = np.asarray(method.log_probs(state, data.images))
   losses = -log_probs[np.arange(len(data.labels)), data.labels]
   correct = log_probs.argmax(-1) == data.labels

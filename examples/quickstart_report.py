@@ -24,7 +24,7 @@ import rich.table
 
 
 def summarize(runs: list[dict[str, Any]], config: Any, seconds: float) -> dict:
-  """Returns the results: a row a method (mean and deviation over seeds), and the runs.
+  """Returns the results: one row a method (mean and deviation), and the runs.
 
   Args:
     runs: What each training returned.
@@ -45,7 +45,7 @@ def summarize(runs: list[dict[str, Any]], config: Any, seconds: float) -> dict:
         row[name] = float(values.mean())
         row[f"{name}_sd"] = float(values.std(ddof=1)) if len(values) > 1 else 0.0
     rows.append(row)
-  # The validation images choose SGD's rate too; the test images have no say in it.
+  # The validation images choose SGD's rate too, not the test images.
   sgd = [row for row in rows if row["method"] == "SGD"]
   return {
     "environment": environment(),
@@ -58,7 +58,7 @@ def summarize(runs: list[dict[str, Any]], config: Any, seconds: float) -> dict:
 
 
 def validation_loss(scores: dict[str, float]) -> float:
-  """Returns what to choose by: a diverged run is never the best."""
+  """Returns the loss to choose by; a diverged run is never the best."""
   loss = scores["validation_loss"]
   return loss if math.isfinite(loss) else math.inf
 
@@ -114,7 +114,7 @@ def print_table(results: dict[str, Any]) -> None:
 
 
 def write(results: dict[str, Any], folder: Path) -> None:
-  """Writes `results.json` and `quickstart.png` into an existing folder."""
+  """Writes ``results.json`` and ``quickstart.png`` into an existing folder."""
   text = json.dumps(without_nan(results))
   write_whole(folder / "results.json", lambda path: path.write_text(text))
   picture = folder / "quickstart.png"
@@ -123,14 +123,14 @@ def write(results: dict[str, Any], folder: Path) -> None:
 
 
 def write_whole(path: Path, write_to: Callable[[Path], Any]) -> None:
-  """Writes beside `path` first, so that a half-written file never has its name."""
+  """Writes to another file first, so that ``path`` is never half written."""
   part = path.with_name(f".part-{path.name}")
   write_to(part)
   part.replace(path)
 
 
 def without_nan(value: Any) -> Any:
-  """Returns nested dicts and lists with None for numbers that JSON does not have."""
+  """Returns nested dicts and lists, with None for numbers that JSON lacks."""
   if isinstance(value, dict):
     return {name: without_nan(item) for name, item in value.items()}
   if isinstance(value, list):
@@ -140,7 +140,7 @@ def without_nan(value: Any) -> Any:
 
 # --- The picture
 
-# Colours that stay apart for colour-blind readers (Okabe and Ito); SGD in grey.
+# Colours that colour-blind readers can tell apart (Okabe and Ito); SGD in grey.
 ALRAO, ADAM, GREY = "#D55E00", "#0072B2", "0.45"
 STYLE: dict[Any, Any] = {
   "font.size": 9,
@@ -189,12 +189,12 @@ def draw_curves(axes: Any, results: dict[str, Any]) -> None:
 
 
 def label_ends(axes: Any, ends: list[tuple[float, str, str]]) -> None:
-  """Writes each curve's name beside its end, apart where ends are close."""
+  """Writes each curve's name next to its end, and separates close names."""
   ends = sorted(ends)
   low, high = np.log10(axes.get_ylim())
   heights = (np.log10([value for value, _, _ in ends]) - low) / (high - low)
   heights = np.minimum(heights, 1.0)
-  for _ in range(200):  # push neighbours apart, both by as much
+  for _ in range(200):  # push both neighbours apart equally
     for i in range(len(heights) - 1):
       lack = 0.052 - (heights[i + 1] - heights[i])
       if lack > 0:

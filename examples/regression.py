@@ -3,9 +3,10 @@
     python examples/regression.py
 
 Two problems: a noisy sine, and scikit-learn's diabetes data, which come inside its
-wheel. A network predicts a mean and, unless `--no-learn-noise`, the noise around it.
-Alrao, Adam at its default rate and plain SGD at seven rates train the same network. It
-ends with a table, and with `regression.png` in the output folder.
+wheel. A network predicts a mean, and the noise around it (not with
+``--no-learn-noise``). Alrao, Adam at its default rate and plain SGD at seven rates
+train the same network. The program prints a table, and writes ``regression.png`` into
+the output folder.
 
 The numbers 1, 2 and 3 mark the lines that differ from an ordinary program.
 """
@@ -68,14 +69,14 @@ class Gaussian(nn.Module):
 
 
 class Regressor(nn.Module):
-  """Two hidden layers and the output layer: `num_heads` copies of it for Alrao."""
+  """Two hidden layers and the output layer: ``num_heads`` copies of it for Alrao."""
 
   learn_noise: bool
   num_heads: int | None = None
 
   @nn.compact
   def __call__(self, inputs: jax.Array) -> Any:
-    """Returns one head's outputs, or Alrao's `HeadOutputs`."""
+    """Returns one head's outputs, or Alrao's :class:`HeadOutputs`."""
     hidden = inputs
     for _ in range(2):
       hidden = nn.tanh(nn.Dense(64)(hidden))
@@ -112,7 +113,7 @@ METHODS = (
 def negative_log_likelihood(
   outputs: Any, targets: jax.Array, log_weights: jax.Array, noise_scale: float
 ) -> tuple[jax.Array, dict[str, Any]]:
-  """Returns the mean over a batch, and what `update` takes beside gradients."""
+  """Returns the mean over a batch, and the extra arguments of ``update``."""
   if isinstance(outputs, alrao.HeadOutputs):
     # 3. the mixture's loss
     loss, info = alrao.regression_loss(
@@ -133,7 +134,7 @@ class Prediction(NamedTuple):
   Attributes:
     mean: (n,).
     deviation: Standard deviation; of noise and of the heads' disagreement, (n,).
-    density: At each of `TARGETS`, (n, len(TARGETS)).
+    density: At each of ``TARGETS``, (n, len(TARGETS)).
   """
 
   mean: Any
@@ -153,11 +154,11 @@ def predict(outputs: Any, log_weights: jax.Array, noise_scale: float) -> Predict
     return mean, mean**2 + scale**2, density
 
   if isinstance(outputs, alrao.HeadOutputs):
-    # The switch gives up on no head: one that diverged keeps a weight of a millionth,
-    # and would ruin the mean if that is a billion. Believe in those with a weight of
-    # half an even share, which no head gets without merit.
+    # The switch leaves every head a weight of a millionth, and a head with a mean of a
+    # billion would ruin the sum. Use only heads with at least half an even share, which
+    # only good heads get.
     least = 0.5 / len(log_weights)
-    # The moments of a mixture are the means of its heads'.
+    # The moments of a mixture are the means of its heads' moments.
     mean, square, density = (
       alrao.mixture_mean(
         outputs, log_weights, lambda head, i=i: moments(head)[i], min_weight=least
@@ -173,12 +174,12 @@ def predict(outputs: Any, log_weights: jax.Array, noise_scale: float) -> Predict
 
 
 class Run(NamedTuple):
-  """What becomes of a training.
+  """What a training gives.
 
   Attributes:
     validation_loss: After each epoch, (epochs,).
-    test_loss: Likewise.
-    head_weights: Likewise, (epochs, num_heads).
+    test_loss: After each epoch, (epochs,).
+    head_weights: After each epoch, (epochs, num_heads).
     prediction: For the test inputs and those of the grid behind them, after the epoch
       of least validation loss.
   """

@@ -14,7 +14,7 @@ import rich.table
 
 from regression_data import Problem
 
-# Colours that stay apart for colour-blind readers (Okabe and Ito).
+# Colours that colour-blind readers can tell apart (Okabe and Ito).
 COLORS = {"Alrao": "#D55E00", "Adam": "#0072B2", "SGD": "0.25"}
 STYLE: dict[Any, Any] = {
   "font.size": 9,
@@ -31,12 +31,12 @@ class Row(NamedTuple):
 
   Attributes:
     problem: What it was trained on.
-    method: How, a `regression.Method`.
-    rate: At which rate, where there is one.
+    method: The ``regression.Method``.
+    rate: Its rate, if it has one.
     validation_loss: The least of all epochs; inf if none is finite, (seeds,).
     test_loss: In that epoch, (seeds,).
     explained: Share of the test targets' variance that the mean explains, (seeds,).
-    run: All of it, a `regression.Run` with the first axis (seeds,).
+    run: The whole ``regression.Run``, with the first axis (seeds,).
   """
 
   problem: Problem
@@ -66,7 +66,7 @@ def make_row(problem: Problem, method: Any, rate: float, run: Any) -> Row:
 
 
 def best_rows(rows: list[Row], problem: str) -> list[Row]:
-  """Returns a problem's row of each method; of SGD, the least validation loss."""
+  """Returns each method's best row of a problem, by validation loss."""
   best: dict[str, Row] = {}
   for row in rows:
     if row.problem.name == problem:
