@@ -1321,6 +1321,9 @@ def overrides_from(
     if path in known:
       units = _units_of(path, shapes[path], known[path], _known(inside, path))
       plain = _known(plainly, path)
+      # A tie of Flax's own kernels is settled as theirs.
+      if plain and plain.ties and _split(path)[1] != "kernel":
+        plain = None
       if units and (not plain or units != Units(plain.axes, None, plain.tiles)):
         overrides.append((f"^{re.escape(path)}$", units))
   return tuple(overrides)

@@ -701,7 +701,11 @@ def test_equinox_overrides_tell_stacks_from_convolutions():
   assert {spec.num_units for spec in found.values()} == {48}
   assert found["conv/weight"].group == found["conv/bias"].group
   assert found["group/weight"].group == found["group/bias"].group
-  # One layer alone needs none.
+  alone = eqx.filter_vmap(lambda key: eqx.nn.Linear(8, 8, use_bias=False, key=key))(
+    jax.random.split(KEY, 6)
+  )
+  assert alrao_jax.equinox.unit_overrides(alone) == (("^weight$", Units((0, 1))),)
+  # One layer with a bias needs none.
   assert alrao_jax.equinox.unit_overrides(eqx.nn.Linear(3, 4, key=KEY)) == ()
 
 
