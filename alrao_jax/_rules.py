@@ -182,7 +182,7 @@ def plain_paths(shapes: Mapping[str, Shape]) -> dict[str, str]:
 
   A wrapper's own steps are left out: ``weight/args/1`` and ``weight/weight`` (paramax,
   flowjax), ``data_array`` (penzai), ``weight/_w`` (quax). penzai's ``Linear.weights``
-  is ``weights``, and its ``key.weights`` is ``key/weights``. Layers that keep several
+  is ``kernel``, and its ``key.weights`` is ``key/kernel``. Layers that keep several
   kernels, each with its bias (``in_kernel``, ``in_bias``; ``w1``, ``b1``), are taken
   apart. A tuple of exactly a kernel and a vector as long as its last axis (stax,
   numpyro) is a layer.
@@ -237,7 +237,8 @@ def _unwrapped(path: str) -> str:
     path = node
   owner, _, attribute = name.rpartition(".")
   if "." in name and attribute in (*KERNELS, *BIASES, "embeddings"):
-    path = join(node, "" if owner in ("Linear", "AddBias") else owner, attribute)
+    name = "kernel" if attribute == "weights" else attribute
+    path = join(node, "" if owner in ("Linear", "AddBias") else owner, name)
   return path
 
 
@@ -959,7 +960,8 @@ def kernel_without_bias(shapes: Shapes, path: str) -> UnitSpec | None:
   """A kernel alone: its layout says where units are."""
   shape, (node, name) = shapes[path], _split(path)
   matrix = len(shape) == 2 and _MATRIX.search(name)
-  if not (name in KERNELS or matrix) or not shape:
+  # Many things are called weights, and have their units anywhere.
+  if not (name in KERNELS or matrix) or not shape or name == "weights":
     return None
   axes, ties = _axes_alone(shapes, path)
   group = node if name in KERNELS else path
@@ -972,7 +974,7 @@ def kernel_without_bias(shapes: Shapes, path: str) -> UnitSpec | None:
 _MATRIX = re.compile(r"(_proj|_kernel|^router|^linear)$")
 
 
-_NORM = re.compile(r"(^|_)(\w*norm|ln)(_?\d+)?$")
+_NORM = re.compile(r"(^|_)(\w*norm|ln)(_?\d+)?$", re.IGNORECASE)
 
 
 def _axes_alone(shapes: Shapes, path: str) -> tuple[Shape, list[Shape]]:
@@ -982,8 +984,9 @@ def _axes_alone(shapes: Shapes, path: str) -> tuple[Shape, list[Shape]]:
   if shapes.units_first:
     if _NORM.search(layer):
       return tuple(range(rank)), []
-    if rank >= 3 and _is_stacked(shapes, path):
-      return (0, 1), []
+    if rank >= 2 and _is_stacked(shapes, path):
+      # A router of as many experts may stand next to their stack.
+      return ((0, 1), []) if rank > 2 else ((0,), [(0, 1)])
     # A convolution along one axis, or a stack of matrices? Others' biases tell.
     if rank != 3 or shape[1] == 1 or shapes.has_line_convolutions:
       return (0,), []
@@ -1026,6 +1029,8 @@ def scale_or_bias(shapes: Shapes, path: str) -> UnitSpec | None:
     return UnitSpec(path, shape, "unit", (0,), path)
   if name not in _SCALES or (name in BIASES and not _is_bias(shapes, path)):
     return None
+  if name in ("beta", "gamma") and not _is_norms(shapes, path):
+    return None
   axes, flat = tuple(range(len(shape))), False
   kernel = shapes.kernels.get(path)
   known = kernel is None or any(
@@ -1037,6 +1042,17 @@ def scale_or_bias(shapes: Shapes, path: str) -> UnitSpec | None:
   if kernel is not None:
     node = _split(kernel)[0]
   return UnitSpec(path, shape, "unit", axes, node, flat=flat)
+
+
+def _is_norms(shapes: Shapes, path: str) -> bool:
+  """Whether a beta or a gamma is a norm's: matrices have these names, too."""
+  shape, (node, name) = shapes[path], _split(path)
+  other = join(node, "gamma" if name == "beta" else "beta")
+  return (
+    sum(size != 1 for size in shape) <= 1
+    or shapes.get(other) == shape
+    or _NORM.search(node.rpartition("/")[2]) is not None
+  )
 
 
 def scalar(shapes: Shapes, path: str) -> UnitSpec | None:
@@ -1305,6 +1321,9 @@ def overrides_from(
     if path in known:
       units = _units_of(path, shapes[path], known[path], _known(inside, path))
       plain = _known(plainly, path)
+      # A tie of Flax's own kernels is settled as theirs.
+      if plain and plain.ties and _split(path)[1] != "kernel":
+        plain = None
       if units and (not plain or units != Units(plain.axes, None, plain.tiles)):
         overrides.append((f"^{re.escape(path)}$", units))
   return tuple(overrides)

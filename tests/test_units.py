@@ -701,7 +701,11 @@ def test_equinox_overrides_tell_stacks_from_convolutions():
   assert {spec.num_units for spec in found.values()} == {48}
   assert found["conv/weight"].group == found["conv/bias"].group
   assert found["group/weight"].group == found["group/bias"].group
-  # One layer alone needs none.
+  alone = eqx.filter_vmap(lambda key: eqx.nn.Linear(8, 8, use_bias=False, key=key))(
+    jax.random.split(KEY, 6)
+  )
+  assert alrao_jax.equinox.unit_overrides(alone) == (("^weight$", Units((0, 1))),)
+  # One layer with a bias needs none.
   assert alrao_jax.equinox.unit_overrides(eqx.nn.Linear(3, 4, key=KEY)) == ()
 
 
@@ -916,6 +920,38 @@ def test_a_convolution_named_transpose_keeps_what_its_library_keeps():
   assert axes(shapes(conv_transpose__kernel=(3, 3, 4, 5))) == {
     "conv_transpose/kernel": (3,)
   }
+
+
+@pytest.mark.parametrize(
+  "params",
+  [shapes(beta=(4, 5), Lambda=(4, 3)), shapes(a__weights=(4, 5)), shapes(b=(4, 3, 2))],
+)
+def test_matrices_of_many_meanings_are_assumed(params):
+  assert all(spec.assumed for spec in specs(params).values())
+
+
+def test_a_matrix_as_long_as_the_stack_of_equinox_next_to_it_is_a_tie():
+  params = shapes(
+    gate__weight=(6, 8), blocks__1__weight=(6, 8, 4), blocks__1__bias=(6, 8)
+  )
+  found = specs(params, unit_axis="first")
+  assert found["gate/weight"].axes == (0,) and found["gate/weight"].ties == ((0, 1),)
+
+
+@pytest.mark.parametrize(
+  ("names", "axis"),
+  [
+    (("wx", "wh", "b"), 1),
+    (("W_x", "W_h", "b"), 1),
+    (("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"), 0),
+  ],
+)
+def test_bare_matrices_with_several_gates_are_a_cell(names, axis):
+  inputs, recurrent = ((3, 20), (5, 20)) if axis else ((20, 3), (20, 5))
+  params = dict(zip(names, (inputs, recurrent, (20,), (20,)), strict=False))
+  for spec in specs(shapes(**params), strict=True).values():
+    assert (spec.tiles, spec.unit_shape, spec.group) == (4, (5,), "")
+    assert spec.axes == (axis if len(spec.shape) == 2 else 0,)
 
 
 def test_a_perceptron_of_bare_matrices_is_no_cell():
