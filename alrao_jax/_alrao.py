@@ -520,7 +520,7 @@ def schedule_free_alrao(
   _checks.check_non_negative(call, "eps", eps)
   for name, value in (("interpolation", interpolation), ("b2", b2)):
     rounded = name == "b2" and _is_half(value)  # 0.999, to the nearest bfloat16
-    if _checks.is_concrete(value) and value == 1 and not rounded:
+    if _checks.is_concrete(value) and float(value) == 1 and not rounded:
       raise ValueError(f"{call[:-1]}{name}=...) must be less than 1, got 1.")
   check_options(call, units)
   _check_flag(call, heads)
