@@ -1,18 +1,13 @@
 #!/usr/bin/env bash
-# Importing NetKet turns on 64-bit mode for the whole process, and some of its models
-# have complex parameters by default.
+# Importing NetKet turns on 64-bit mode for the whole process.
 #
 # A script that imports netket after its own arrays were made in float32 makes all later
-# ones in float64, also those that have nothing to do with NetKet. models.Jastrow and
-# models.LogStateVector have complex128 parameters unless param_dtype says otherwise,
-# where models.RBM has float64: gradients must be conjugated before an optimizer of optax
-# gets them.
+# ones in float64, also those that have nothing to do with NetKet. Nothing is printed.
 #
 # Versions: netket 3.23.0, jax 0.12.0.1, Python 3.12.
 #
 # Output seen:
 #   before: float32, after: float64
-#   RBM: float64, Jastrow: complex128
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
@@ -28,15 +23,6 @@ import netket
 after = jnp.zeros(3).dtype
 print(f"before: {before}, after: {after}")
 
-
-def dtype(model):
-  params = model.init(jax.random.key(0), jnp.ones((1, 4)))["params"]
-  return jax.tree.leaves(params)[0].dtype
-
-
-rbm, jastrow = dtype(netket.models.RBM()), dtype(netket.models.Jastrow())
-print(f"RBM: {rbm}, Jastrow: {jastrow}")
-found = tuple(map(str, (before, after, rbm, jastrow)))
-expected = ("float32", "float64", "float64", "complex128")
-assert found == expected, "the behaviour has changed"
+found = (str(before), str(after))
+assert found == ("float32", "float64"), f"the behaviour has changed: {found}"
 PYTHON

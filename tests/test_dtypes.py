@@ -138,7 +138,12 @@ def test_no_number_of_an_averaging_changes_the_types_of_a_state(averaging, dtype
 
 INJECTED = {
   "alrao": lambda x: {"min_learning_rate": x, "max_learning_rate": x},
-  "schedule_free_alrao": lambda x: {"b2": x, "eps": x, "narrowest": x, "power": x},
+  "schedule_free_alrao": lambda x: {
+    "b2": x if callable(x) else 0 * x,  # 1 is refused
+    "eps": x,
+    "narrowest": x,
+    "power": x,
+  },
   "scale_by_unit_rates": lambda x: {"min_learning_rate": x, "max_learning_rate": x},
 }
 
