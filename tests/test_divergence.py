@@ -211,9 +211,7 @@ def test_broken_heads_do_not_stop_the_others(head, base, dtype):
       _assert_finite(good, f"{victims} {factor}: parameters")
     # Steps are small, so the best survivor improves, whatever the others do. Unless a
     # head with huge weights hit the body: while it counts, its gradient is as huge.
-    shaken = (
-      max(np.abs(leaf).max() for leaf in jax.tree.leaves(run.grads["body"])) > 100
-    )
+    shaken = max(np.abs(leaf).max() for leaf in jax.tree.leaves(run.grads["body"])) > 10
     if not broken.all() and not (shaken and np.isfinite(factor)):
       scores = run.info.head_log_likelihoods[:, ~broken]
       assert (scores[-1] - scores[0]).max() > 0, f"{victims} times {factor}"

@@ -392,9 +392,12 @@ def test_the_checkpoint_of_a_run_that_had_ended_is_removed(begun, run_main):
 @pytest.mark.slow
 @pytest.mark.parametrize("seconds", [0.7, 1.5, 2.5])
 def test_an_interrupt_while_it_starts_is_a_line(tmp_path, seconds):
+  # A job in the background ignores interrupts, and so would its children.
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
   process = command_line(
     "run", "cifar10", *TINY, "--out", tmp_path / "out", cache=tmp_path / "cache"
   )
+  signal.signal(signal.SIGINT, before)
   time.sleep(seconds)
   process.send_signal(signal.SIGINT)
   _, said = process.communicate(timeout=300)
