@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -136,11 +137,6 @@ def shapes_of(tree):
   return jax.tree.map(lambda x: (jnp.shape(x), x.dtype), tree)
 
 
-def assert_trees_equal(a, b):
-  assert jax.tree.structure(a) == jax.tree.structure(b)
-  jax.tree.map(np.testing.assert_array_equal, a, b)
-
-
 @each_optimizer
 def test_collapsed_state_is_of_the_form_of_a_fresh_one(name):
   optimizer, _, _ = trained(name)
@@ -157,14 +153,14 @@ def test_kept_heads_and_body_train_on_as_if_none_had_gone(name):
   whole, _ = run(step, params, opt_state)
   fewer, _ = run(step, *collapsed(name))
   # Every operation on a head is the same, in the same order: to the last bit.
-  assert_trees_equal(fewer, alrao.take_heads(whole, KEPT))
+  chex.assert_trees_all_equal(fewer, alrao.take_heads(whole, KEPT))
 
 
 @each_optimizer
 def test_keeping_all_heads_changes_nothing(name):
   optimizer, params, opt_state = trained(name)
   kept = alrao.collapse(optimizer, opt_state, params, keep=N)
-  assert_trees_equal(kept, (opt_state, params))
+  chex.assert_trees_all_equal(kept, (opt_state, params))
 
 
 @each_optimizer
@@ -225,7 +221,7 @@ def assert_rates_close(found, expected):
 def test_indices_in_any_order_keep_the_ladder_ascending():
   optimizer, params, opt_state = trained("momentum")
   shuffled = alrao.collapse(optimizer, opt_state, params, KEPT[::-1])
-  assert_trees_equal(shuffled[::-1], collapsed("momentum"))
+  chex.assert_trees_all_equal(shuffled[::-1], collapsed("momentum"))
 
 
 def test_the_guard_goes_on_as_it_was():
@@ -233,14 +229,14 @@ def test_the_guard_goes_on_as_it_was():
   before = find_state(opt_state, alrao.GuardUnitsState, "guard_units")
   after = find_state(collapsed("guarded")[1], alrao.GuardUnitsState, "guard_units")
   assert before.trips.any()
-  assert_trees_equal(after, before)
+  chex.assert_trees_all_equal(after, before)
 
 
 def test_a_number_keeps_the_best_heads_in_their_order():
   optimizer, params, opt_state = trained("sgd")
   _, kept = alrao.collapse(optimizer, opt_state, params, keep=2)
   assert alrao.best_heads(opt_state, 2) == (1, 3)  # by LOG_LIKELIHOODS
-  assert_trees_equal(kept, alrao.take_heads(params, (1, 3)))
+  chex.assert_trees_all_equal(kept, alrao.take_heads(params, (1, 3)))
 
 
 def test_momenta_are_sliced_like_their_parameters():
@@ -248,7 +244,7 @@ def test_momenta_are_sliced_like_their_parameters():
   collapsed, _ = alrao.collapse(optimizer, opt_state, params, KEPT)
   trace = find_state(opt_state, optax.TraceState, "trace").trace
   found = find_state(collapsed, optax.TraceState, "trace").trace
-  assert_trees_equal(found, alrao.take_heads(trace, KEPT))
+  chex.assert_trees_all_equal(found, alrao.take_heads(trace, KEPT))
 
 
 def test_per_head_counters_are_sliced():
@@ -304,7 +300,7 @@ def test_collapse_twice_is_collapse_once():
   once = alrao.collapse(optimizer, opt_state, params, (3,))
   twice = alrao.collapse(optimizer, opt_state, params, KEPT)
   twice = alrao.collapse(optimizer, *twice, (KEPT.index(3),))
-  assert_trees_equal(once[1], twice[1])
+  chex.assert_trees_all_equal(once[1], twice[1])
   # Two normalisations instead of one; a single head's are both exact.
   assert alrao.log_weights(twice[0]).tolist() == alrao.log_weights(once[0]).tolist()
 
@@ -477,7 +473,7 @@ def test_vmap_over_seeds():
   stack = lambda tree: jax.tree.map(lambda x: jnp.stack([x, x]), tree)  # noqa: E731
   collapse = lambda p, s: alrao.collapse(optimizer, s, p, KEPT)  # noqa: E731
   both = jax.vmap(collapse)(stack(params), stack(opt_state))
-  assert_trees_equal(
+  chex.assert_trees_all_equal(
     jax.tree.map(lambda x: x[1], both[1]), collapse(params, opt_state)[1]
   )
 

@@ -3,6 +3,7 @@
 import inspect
 import re
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -80,11 +81,6 @@ def run(step, state, steps=5):
   return state
 
 
-def assert_trees_equal(a, b):
-  assert jax.tree.structure(a) == jax.tree.structure(b)
-  jax.tree.map(np.testing.assert_array_equal, a, b)
-
-
 @pytest.mark.slow
 def test_train_state_goes_on_with_one_further_compilation():
   step = make_step()
@@ -100,7 +96,7 @@ def test_keeping_all_heads_trains_on_to_the_same_bits():
   step = make_step()
   state = run(step, make_state())
   kept = alrao.linen.collapse(state, keep=N)
-  assert_trees_equal(run(step, kept), run(step, state))
+  chex.assert_trees_all_equal(run(step, kept), run(step, state))
 
 
 def test_one_head_trains_as_the_ordinary_model_with_its_rate():
@@ -163,7 +159,7 @@ def test_every_field_of_a_train_state_is_sliced():
   kept = alrao.linen.collapse(state, keep=(3, 1))
   assert isinstance(kept, State)
   for name in ("params", "batch_stats", "average"):
-    assert_trees_equal(
+    chex.assert_trees_all_equal(
       getattr(kept, name), alrao.take_heads(getattr(state, name), (3, 1))
     )
   variables = {"params": kept.params, "batch_stats": kept.batch_stats}
@@ -328,7 +324,7 @@ def test_a_collapsed_state_survives_a_checkpoint(tmp_path):
     # A new process: a fresh state, collapsed to as many heads, is the template.
     template = alrao.linen.collapse(make_state(tx=state.tx), keep=2)
     restored = saver.restore(tmp_path / "state", template)
-  assert_trees_equal(
+  chex.assert_trees_all_equal(
     run(step, restored.replace(apply_fn=state.apply_fn)), run(step, state)
   )
 
@@ -355,7 +351,7 @@ def test_an_exported_train_state_is_the_plain_model_with_all_its_collections(hea
   chosen = 1 if head is None else head
   old = {name: getattr(state, name)["out"]["alrao_heads"] for name in variables}
   new = {name: exported[name]["out"] for name in variables}
-  assert_trees_equal(new, jax.tree.map(lambda x: x[chosen], old))
+  chex.assert_trees_all_equal(new, jax.tree.map(lambda x: x[chosen], old))
 
 
 def test_linen_and_nnx_offer_the_same_names_in_the_same_order():

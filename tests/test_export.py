@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -105,22 +106,19 @@ def test_linens_plain_model_loads_and_serves_what_is_exported(variables, opt_sta
 
 def test_a_collapsed_model_needs_no_choice(variables):
   kept = alrao.take_heads(variables, (BEST,))
-  assert_trees_equal(alrao.export(None, kept), alrao.export(None, variables, head=BEST))
-
-
-def assert_trees_equal(a, b):
-  assert jax.tree.structure(a) == jax.tree.structure(b)
-  jax.tree.map(np.testing.assert_array_equal, a, b)
+  chex.assert_trees_all_equal(
+    alrao.export(None, kept), alrao.export(None, variables, head=BEST)
+  )
 
 
 def test_export_undoes_load_pretrained(variables):
   plain = jax.jit(Net().init)(KEY, X)
   loaded = alrao.load_pretrained(variables, plain)
-  assert_trees_equal(alrao.export(None, loaded, head=1), plain)
+  chex.assert_trees_all_equal(alrao.export(None, loaded, head=1), plain)
 
 
 def test_export_compiles(variables, opt_state):
-  assert_trees_equal(
+  chex.assert_trees_all_equal(
     jax.jit(alrao.export)(opt_state, variables), alrao.export(opt_state, variables)
   )
 
@@ -128,7 +126,9 @@ def test_export_compiles(variables, opt_state):
 def test_frozen_dicts_stay_frozen(variables):
   exported = alrao.export(None, FrozenDict(variables), head=0)
   assert isinstance(exported, FrozenDict)
-  assert_trees_equal(exported.unfreeze(), alrao.export(None, variables, head=0))
+  chex.assert_trees_all_equal(
+    exported.unfreeze(), alrao.export(None, variables, head=0)
+  )
 
 
 def test_a_multi_head_alone_becomes_its_layer():
@@ -366,7 +366,7 @@ def test_what_leaves_no_head_to_take_is_an_error(variables, options, error, mess
 
 def test_a_head_that_is_given_beats_the_posterior(variables, opt_state):
   given = alrao.export(opt_state, variables, head=0)
-  assert_trees_equal(given, alrao.export(None, variables, head=0))
+  chex.assert_trees_all_equal(given, alrao.export(None, variables, head=0))
 
 
 def test_a_tree_without_heads_is_an_error():
@@ -411,7 +411,7 @@ def test_parameters_that_are_not_the_average_are_refused():
     alrao.export(state, variables)
   averages = alrao.eval_params(state, params)
   exported = alrao.export(state, averages)
-  assert_trees_equal(exported, alrao.export(None, averages, head=BEST))
+  chex.assert_trees_all_equal(exported, alrao.export(None, averages, head=BEST))
   # What was not trained is not compared.
   alrao.export(state, alrao.eval_params(state, variables))
   # Parameters of another step, say with the best validation loss.
@@ -468,7 +468,7 @@ def test_nnx_export_needs_the_averaged_model(nnx_trained):
   chosen = alrao.export(optimizer.opt_state, state)
   expected = NnxNet(nnx.Rngs(1))
   nnx.update(expected, chosen)
-  assert_trees_equal(*(nnx.state(m, nnx.Param) for m in (exported, expected)))
+  chex.assert_trees_all_equal(*(nnx.state(m, nnx.Param) for m in (exported, expected)))
 
 
 def test_nnx_eval_params_leave_the_model_and_batch_statistics_alone(nnx_trained):
@@ -476,10 +476,10 @@ def test_nnx_eval_params_leave_the_model_and_batch_statistics_alone(nnx_trained)
   before = jax.tree.map(jnp.copy, nnx.state(model, nnx.Param))
   averaged = alrao.eval_params(optimizer.opt_state, model)
   assert isinstance(averaged, NnxNet)
-  assert_trees_equal(
+  chex.assert_trees_all_equal(
     nnx.state(averaged, nnx.BatchStat), nnx.state(model, nnx.BatchStat)
   )
-  assert_trees_equal(nnx.state(model, nnx.Param), before)
+  chex.assert_trees_all_equal(nnx.state(model, nnx.Param), before)
   average = optimizer.opt_state.average["body"]["kernel"][...]
   np.testing.assert_array_equal(averaged.body.kernel[...], average)
   assert not np.array_equal(average, model.body.kernel[...])
