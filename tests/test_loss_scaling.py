@@ -174,6 +174,7 @@ def schedule_free(key):
   return alrao.schedule_free_alrao(key)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("api", "size", "make_optimizer", "body"),
   [

@@ -496,6 +496,7 @@ def test_own_gradient_that_overflows_is_told_if_the_head_has_a_part(sized):
   assert not gradient[jnp.array([1, 2, 4])].any()
 
 
+@pytest.mark.slow
 def test_overflow_in_a_rematerialised_head_spares_the_others(sized):
   head_fn, params = sized(mlp_head)()
   bad = diverge(params, 1e25, [2])

@@ -125,6 +125,7 @@ def test_interrupt_says_how_to_go_on(run_main, monkeypatch):
   assert "goes on after the last checkpoint" in said
 
 
+@pytest.mark.slow
 def test_a_cost_is_measured_written_and_shown(run_main):
   options = (
     "--features 2 --num-classes 3 --batch-size 4 --chunks 1 2 --rounds 1".split()
@@ -251,6 +252,7 @@ def test_a_folder_is_free_again_however_its_process_ended(tmp_path):
   assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_what_a_kill_left_half_written_is_removed(run_main):
   Path("out/.part-abc").mkdir(parents=True)
   Path("out/.part-abc/run.jsonl").write_text("{")

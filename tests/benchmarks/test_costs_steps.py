@@ -42,6 +42,7 @@ def rows():
     return steps.compare(CASE, rounds=3, compilations=2, console=Console(quiet=True))
 
 
+@pytest.mark.slow
 def test_every_contender_has_a_row_relative_to_sgd(rows):
   assert [row["label"] for row in rows] == [
     "SGD",
@@ -85,6 +86,7 @@ def test_every_compilation_is_as_the_first(monkeypatch):
   assert len(traced) == 3
 
 
+@pytest.mark.slow
 def test_medians_are_of_ratios_within_a_turn(monkeypatch):
   """Where the machine slows down, it does so for all contenders of a turn."""
   seconds = np.array([[1.0, 1.0, 3.0], [10.0, 11.0, 20.0], [100.0, 100.0, 150.0]])
@@ -105,6 +107,7 @@ def test_medians_are_of_ratios_within_a_turn(monkeypatch):
     assert [row[ratio_name] for row in rows] == [1.0, 1.0, 2.0]
 
 
+@pytest.mark.slow
 def test_costs_are_those_of_the_networks(rows):
   by_label = {row["label"]: row for row in rows}
   # 36 pixels, two layers of 16 units, 10 classes; heads are copies of the last layer.

@@ -163,6 +163,7 @@ def test_averaged_weights_are_evaluated_with_their_own_statistics():
   np.testing.assert_allclose(trained, evaluated, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_sweep_trains_what_is_missing_and_times_it_next_to_sgd(tmp_path, monkeypatch):
   monkeypatch.setitem(SHORT_TASKS, "toy", DIGITS)
   monkeypatch.setattr(arena, "ROUNDS", 2)
