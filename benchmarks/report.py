@@ -24,7 +24,8 @@ import tyro
 from benchmarks import costs, pictures, records, studies, suites, tables
 from benchmarks.console import OptionError, writing_to
 from benchmarks.records import RESULTS, ROOT, RecordError
-from benchmarks.tables import Arena, Measure, Row, Table
+from benchmarks.standings import Arena, Standing
+from benchmarks.tables import Measure, Row, Table
 from benchmarks.workloads.short import ARENA_TASKS
 
 PAGE = RESULTS / "README.md"
@@ -345,7 +346,7 @@ def arena_part() -> list[str]:
     values = [value for one in untuned if (value := of(one)) is not None]
     return choose(values, default=None)
 
-  def below(one: tables.Standing) -> int | None:
+  def below(one: Standing) -> int | None:
     if one.mean is None:
       return None
     return sum(

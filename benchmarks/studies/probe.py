@@ -21,8 +21,9 @@ import tyro
 from benchmarks import records, suites, training
 from benchmarks.console import Display, OptionError, writing_to
 from benchmarks.records import RESULTS, Run
+from benchmarks.standings import Arena
 from benchmarks.suites.cifar10 import SUITE, ImageOptions, ImagePlace
-from benchmarks.tables import Arena, Table, by_size, markdown
+from benchmarks.tables import Table, by_size, markdown
 from benchmarks.workloads.short import ARENA_TASKS
 
 LOW, HIGH = 1e-5, 10.0  # Alrao's interval

@@ -12,7 +12,7 @@ FLOORS = (
   ("studies", "costs"),
   ("suites",),
   ("workloads",),
-  ("training", "tables"),
+  ("training", "standings", "tables"),
   ("methods", "records", "console", "pictures", "timing"),
   ("models", "data"),
 )

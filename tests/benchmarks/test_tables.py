@@ -5,11 +5,12 @@ import math
 
 import pytest
 
-from benchmarks import tables
+from benchmarks import standings, tables
 from benchmarks.methods import ADAM_HALF_DECADES, ARENA, METHODS
 from benchmarks.records import Run
+from benchmarks.standings import Arena, geometric_mean, relative
 from benchmarks.suites import kinds
-from benchmarks.tables import MISSING, Arena, Row, Table, geometric_mean, relative
+from benchmarks.tables import MISSING, Row, Table
 
 KINDS = {name: kind for name, kind in kinds().items() if kind is not None}
 CONFIG = {
@@ -262,7 +263,7 @@ def test_the_rate_is_chosen_on_held_out_data():
     make_short([1.0, 0.9], [1.0, 0.5], rate=0.1),
     make_short([1.0, 0.8], [1.0, 0.7], rate=0.2),
   ]
-  found = tables.result(kept)
+  found = standings.result(kept)
   assert (found.rate, found.losses, found.failures) == (0.2, (0.7,), 0)
 
 
@@ -273,21 +274,21 @@ def test_failures_count_with_the_loss_of_knowing_nothing():
     make_short([1.0], [1.0], seed=2),  # has ended early
     make_short([1.0, 1.0], [1.0, 1.0], seed=3),
   ]
-  found = tables.result(kept)
+  found = standings.result(kept)
   assert found.losses == (2.0, 2.0, 2.0, 1.0)
   assert found.failures == 3
 
 
 def test_at_equal_compute_the_curve_is_read_when_the_budget_is_spent():
   kept = [make_short([1.0, 0.5], [1.0, 0.6])]
-  assert tables.result(kept, cost=2.0).losses == (1.0,)
-  assert math.isclose(tables.result(kept, cost=4.0).losses[0], 1.5)  # from chance, 2
-  assert math.isclose(tables.result(kept, cost=100 / 75).losses[0], 0.8)
-  assert tables.result(kept, cost=0.5).losses == (0.6,)
+  assert standings.result(kept, cost=2.0).losses == (1.0,)
+  assert math.isclose(standings.result(kept, cost=4.0).losses[0], 1.5)  # from chance, 2
+  assert math.isclose(standings.result(kept, cost=100 / 75).losses[0], 0.8)
+  assert standings.result(kept, cost=0.5).losses == (0.6,)
 
 
 def test_losses_are_relative_to_the_better_of_the_tuned():
-  of = lambda loss: tables.result([make_short([1, loss], [1, loss])])  # noqa: E731
+  of = lambda loss: standings.result([make_short([1, loss], [1, loss])])  # noqa: E731
   found = {"a": of(0.4), "sgd": of(0.8), "adam": of(0.5), "b": None}
   assert relative(found, ("sgd", "adam")) == {"a": 0.8, "sgd": 1.6, "adam": 1.0}
   assert relative({"a": of(0.4)}, ("sgd", "adam")) == {}
@@ -375,6 +376,6 @@ def test_without_a_tuned_method_nothing_is_relative():
 
 
 def test_points_are_the_steps_at_which_a_curve_is_measured():
-  found = tables.points({"num_steps": 500, "max_epochs": 8})
+  found = standings.points({"num_steps": 500, "max_epochs": 8})
   assert found.tolist() == [62, 125, 187, 250, 312, 375, 437, 500]
   assert len(METHODS["adam_rates"].rates) == len(ADAM_HALF_DECADES) == 7
