@@ -12,11 +12,13 @@ Behind a name, --help lists its options. Killed, `run --resume`, `sweep` and `st
 on after the last checkpoint.
 """
 
+import _thread
 import importlib
 import os
 import pkgutil
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -97,12 +99,16 @@ def _run(prepare: Any, command: str, rest: Sequence[str]) -> None:
   except BaseException:
     signal.signal(signal.SIGINT, before)
     raise
+  interrupt = _Interrupt()
   try:
-    signal.signal(signal.SIGINT, before)
+    signal.signal(signal.SIGINT, interrupt)
     start()
+    if interrupt.pressed:  # swallowed, and the work ended before it was repeated
+      raise KeyboardInterrupt
   except REFUSALS as error:
     _refuse(str(error))
   except KeyboardInterrupt:
+    interrupt.end()
     kept = (
       "what was measured is kept, and the same command measures anew."
       if command == "cost"
@@ -110,6 +116,36 @@ def _run(prepare: Any, command: str, rest: Sequence[str]) -> None:
     )
     _say(f"\ninterrupted; {kept}")
     sys.exit(130)
+  finally:
+    interrupt.end()
+    signal.signal(signal.SIGINT, before)
+
+
+class _Interrupt:
+  """A handler of Ctrl-C that asks again until it is heard.
+
+  Python drops an exception that a finaliser, a weak reference's callback or a hook of
+  the garbage collector raises, and JAX has all three: An interrupt that comes then would
+  be lost.
+  """
+
+  again = 2.0  # seconds: more than what stands in a `finally` takes
+
+  def __init__(self):
+    self.pressed = False
+    self._timer: threading.Timer | None = None
+
+  def __call__(self, *_: object) -> NoReturn:
+    self.pressed = True
+    self.end()
+    self._timer = threading.Timer(self.again, _thread.interrupt_main)
+    self._timer.daemon = True
+    self._timer.start()
+    raise KeyboardInterrupt
+
+  def end(self) -> None:
+    if self._timer is not None:
+      self._timer.cancel()
 
 
 def _interrupted_early(*_: object) -> NoReturn:

@@ -19,6 +19,10 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 # Several simulated devices, for the tests of sharding; all others use the first.
 jax.config.update("jax_num_cpu_devices", 4)
 
+# Tests compile far more than they compute: without LLVM's optimizations, compiling takes
+# half the time.
+jax.config.update("jax_disable_most_optimizations", True)
+
 # Many tests compile the same small programs: JAX's persistent cache, shared by the
 # workers of one run, saves a third of the suite's time. It is thrown away at the end,
 # unless JAX_COMPILATION_CACHE_DIR names a folder to keep.

@@ -1,5 +1,6 @@
 """The command line: what it starts, and what it says of what can't be."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -389,6 +390,26 @@ def test_the_checkpoint_of_a_run_that_had_ended_is_removed(begun, run_main):
   code, _ = run_main("run", "cifar10", *TINY, "--out", str(plan.out), "--resume")
   assert code == 0
   assert [path.name for path in plan.out.iterdir()] == [plan.path.name]
+
+
+def swallows(then):
+  """Work that loses an interrupt, as a finaliser that runs just then does."""
+  with contextlib.suppress(KeyboardInterrupt):
+    signal.raise_signal(signal.SIGINT)
+  then()
+
+
+@pytest.mark.parametrize("then", [lambda: [time.sleep(0.01) for _ in range(3000)], lambda: None])
+def test_an_interrupt_that_was_swallowed_comes_again(monkeypatch, capsys, then):
+  monkeypatch.setattr(command._Interrupt, "again", 0.1)
+  cache = jax.config.jax_compilation_cache_dir
+  before = signal.getsignal(signal.SIGINT)
+  with pytest.raises(SystemExit) as error:
+    command._run(lambda *_: lambda: swallows(then), "run", [])
+  jax.config.update("jax_compilation_cache_dir", cache)
+  assert error.value.code == 130
+  assert "interrupted" in capsys.readouterr().err
+  assert signal.getsignal(signal.SIGINT) is before
 
 
 @pytest.mark.slow
