@@ -125,8 +125,8 @@ class _Interrupt:
   """A handler of Ctrl-C that asks again until it is heard.
 
   Python drops an exception that a finaliser, a weak reference's callback or a hook of
-  the garbage collector raises, and JAX has all three: An interrupt that comes then would
-  be lost.
+  the garbage collector raises, and JAX has all three. An interrupt that comes then
+  would be lost.
   """
 
   again = 2.0  # seconds: more than what stands in a `finally` takes

@@ -19,8 +19,8 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 # Several simulated devices, for the tests of sharding; all others use the first.
 jax.config.update("jax_num_cpu_devices", 4)
 
-# Tests compile far more than they compute: without LLVM's optimizations, compiling takes
-# half the time.
+# Tests compile far more than they compute: without LLVM's optimizations, compiling
+# takes half the time.
 jax.config.update("jax_disable_most_optimizations", True)
 
 # Many tests compile the same small programs: JAX's persistent cache, shared by the
