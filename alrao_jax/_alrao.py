@@ -1,5 +1,7 @@
 """The papers' Alrao and schedule-free Alrao, as chains of the library's parts."""
 
+import contextlib
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -13,7 +15,7 @@ from ._averaging import Averaging, switch
 from ._guard import Guard, guard_units, skip_broken_batches
 from ._heads import TrackHeadsState, track_heads
 from ._rates import LogUniform, ScaleByUnitRatesState, scale_by_unit_rates
-from ._tree import find_state, find_states
+from ._tree import by_parts, find_state, find_states
 from ._units import UnitOptions, check_options
 
 
@@ -90,13 +92,15 @@ def alrao(
   Returns:
     The optimizer; its updates descend. ``update(grads, opt_state, params,
     head_log_likelihoods=...)`` needs the log-likelihoods that the losses of this
-    library return in their :class:`MixtureInfo`.
+    library return in their :class:`MixtureInfo`. For complex parameters, conjugate what
+    :func:`jax.grad` returns, as for optax: ``jax.tree.map(jnp.conj, grads)``.
 
   Raises:
     TypeError: If ``key`` is no random key, ``base`` no gradient transformation, or
       ``guard`` no :class:`Guard`.
     ValueError: If not ``0 < min_learning_rate <= max_learning_rate < inf``; if
-      ``base`` has a learning rate already; at ``init``, if the model has no MultiHead.
+      ``base`` has a learning rate already; at ``init``, if the model has no MultiHead,
+      or if parameters are complex and ``base`` loses the phase of gradients.
 
   Example:
     >>> import alrao_jax as alrao, jax, jax.numpy as jnp, optax
@@ -151,7 +155,14 @@ def alrao(
     tx = skip_broken_batches(tx, units=units)
   if not heads:
     tx = _without_heads("alrao()", tx)
-  return _tree.checked("alrao()", tx, ScaleByUnitRatesState)
+  tx = _tree.checked("alrao()", tx, ScaleByUnitRatesState)
+
+  def init_fn(params):
+    if _has_complex(params):
+      _check_phase(base)
+    return tx.init(params)
+
+  return optax.GradientTransformationExtraArgs(init_fn, tx.update)
 
 
 def _check_flag(call, heads):
@@ -263,7 +274,7 @@ def in_float32(
   Returns:
     The transformation. Its state is that of ``tx`` for float32 parameters; its updates
     have the dtypes of the gradients. Leaves of float32, float64, complex or integer
-    dtype pass unchanged.
+    dtype pass unchanged; with complex ones, ``tx`` may promote dtypes.
 
   Raises:
     TypeError: If ``tx`` is no gradient transformation.
@@ -288,9 +299,13 @@ def in_float32(
     return tx.init(_widened(params))
 
   def update_fn(updates, state, params=None, **extra_args):
-    new_updates, new_state = tx.update(
-      _widened(updates), state, _widened(params), **extra_args
-    )
+    # optax's averages of squares of complex gradients need implicit promotion, which
+    # users may have forbidden.
+    promotes = jax.numpy_dtype_promotion("standard")
+    with promotes if _has_complex(updates) else contextlib.nullcontext():
+      new_updates, new_state = tx.update(
+        _widened(updates), state, _widened(params), **extra_args
+      )
     return _with_dtypes_of(updates, new_updates), _with_dtypes_of(state, new_state)
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -299,6 +314,11 @@ def in_float32(
 def _is_half(leaf):
   dtype = getattr(leaf, "dtype", np.dtype(object))
   return jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 4
+
+
+def _has_complex(tree):
+  dtypes = [leaf.dtype for leaf in jax.tree.leaves(tree) if hasattr(leaf, "dtype")]
+  return any(jnp.issubdtype(dtype, jnp.complexfloating) for dtype in dtypes)
 
 
 def _widened(tree):
@@ -370,6 +390,29 @@ def _check_base(base):
       "alrao(base=...) must not have a learning rate of its own: its updates already "
       "descend. Write the part without it, such as optax.scale_by_adam() for "
       "optax.adam(1e-3), or optax.trace(0.9) for optax.sgd(1e-1, momentum=0.9)."
+    )
+
+
+def _check_phase(base):
+  """Refuses a base that turns complex gradients."""
+  try:
+    with jax.ensure_compile_time_eval(), jax.numpy_dtype_promotion("standard"):
+      # Gradients and parameters are both imaginary, so updates should be.
+      imaginary = {"probe": jnp.full([2], 1j, jnp.complex64)}
+      updates, state = imaginary, base.init(imaginary)
+      for _ in range(3):  # some averages start at zero
+        updates, state = base.update(imaginary, state, imaginary)
+      update = np.abs(np.asarray(updates["probe"]))
+      real = np.abs(np.real(updates["probe"]))
+  except Exception:  # noqa: BLE001 (a base may need other trees or further arguments)
+    return
+  if (2 * real > update).all() and update.any():  # some noise is no turn
+    raise ValueError(
+      "alrao(base=...) must keep the phase of complex gradients, got a base that moves "
+      "a complex parameter along the real axis for an imaginary gradient, as "
+      "optax.scale_by_adadelta() does. Write another base, such as "
+      "optax.scale_by_adam(), or make a parameter each of the real and the imaginary "
+      "part."
     )
 
 
@@ -595,7 +638,10 @@ def _follow(average, z, steps, params, count, interpolation, power):
     return x + _share(count, power, y.dtype) * away(step, y, x)
 
   trees = (steps, params, average)
-  return jax.tree.map(move, *trees), jax.tree.map(towards, *trees), z
+  moves, average = (
+    jax.tree.map(functools.partial(by_parts, fn), *trees) for fn in (move, towards)
+  )
+  return moves, average, z
 
 
 def _follow_rounded(average, z, steps, params, count, interpolation, power):
@@ -621,9 +667,12 @@ def _follow_rounded(average, z, steps, params, count, interpolation, power):
     reach = 0.51 * jnp.abs(jnp.nextafter(y, side).astype(x.dtype) - wide)
     return after - before + jnp.clip(lost, -reach, reach)
 
-  new_z = jax.tree.map(step_z, z, steps, params)
-  new_average = jax.tree.map(towards, average, new_z)
-  moves = jax.tree.map(move, new_average, new_z, average, z, params)
+  def each(fn, *trees):
+    return jax.tree.map(functools.partial(by_parts, fn), *trees)
+
+  new_z = each(step_z, z, steps, params)
+  new_average = each(towards, average, new_z)
+  moves = each(move, new_average, new_z, average, z, params)
   return moves, new_average, new_z
 
 
@@ -708,13 +757,23 @@ def _scale_by_root_mean_square(b2: Any, eps: Any):
     b2 = jnp.minimum(jnp.asarray(b2, jnp.float32), below_one)
   adam = optax.scale_by_rms(b2, eps, eps_in_sqrt=False, bias_correction=True)
 
+  def init_fn(params):
+    return adam.init(jax.tree.map(squared, params))  # |g|^2 is real
+
+  def squared(leaf):
+    if not _has_complex(leaf):
+      return leaf
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+      return leaf.update(dtype=jnp.finfo(leaf.dtype).dtype)
+    return jnp.real(leaf)
+
   def update_fn(updates, state, params=None):
     # Its bias correction needs implicit promotion, which users may have forbidden.
     with jax.numpy_dtype_promotion("standard"):
       new_updates, new_state = adam.update(updates, state, params)
     return _with_dtypes_of(updates, new_updates), _with_dtypes_of(state, new_state)
 
-  return optax.GradientTransformation(adam.init, update_fn)
+  return optax.GradientTransformation(init_fn, update_fn)
 
 
 def _scale_by_gathered_rates(key, interval, narrowest, units):

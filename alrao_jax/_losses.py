@@ -128,7 +128,7 @@ def routed_loss(
 
   def evaluate(outputs):  # (num_heads, *examples)
     values = jax.vmap(log_prob)(outputs)
-    return values.astype(loss_dtype(values))
+    return values.astype(loss_dtype(call, values))
 
   # Otherwise the closed-over values would get the gradient of every head's own loss.
   converted, closed_over, *_ = closure_convert(evaluate, heads.shared)
@@ -218,8 +218,18 @@ def _trusted(x: jax.Array, healthy: jax.Array, values: jax.Array) -> jax.Array:
   return healthy.reshape(healthy.shape + (1,) * (x.ndim - healthy.ndim))
 
 
-def loss_dtype(x: jax.Array) -> Any:
-  """The dtype of log-likelihoods: float32, or float64 for float64 outputs."""
+def loss_dtype(call: str, x: jax.Array) -> Any:
+  """The dtype of log-likelihoods: float32, or float64 for float64 outputs.
+
+  Raises:
+    TypeError: If the outputs are complex.
+  """
+  if jnp.issubdtype(x.dtype, jnp.complexfloating):
+    raise TypeError(
+      f"{call} needs real numbers, got {x.dtype}. Make the outputs of the heads real: "
+      "heads.map(jnp.abs), or heads.map(lambda x: jnp.concatenate([x.real, x.imag], "
+      "-1)), with targets alike."
+    )
   return jnp.float64 if x.dtype == jnp.float64 else jnp.float32
 
 
@@ -229,9 +239,15 @@ def as_array(
   """The value as an array of that dtype.
 
   Raises:
+    TypeError: If it is complex.
     ValueError: If it has another shape.
   """
   value = as_given(value)
+  if np.iscomplexobj(value):
+    raise TypeError(
+      f"{call.removesuffix('()')}({name}=...) must be real, got {value.dtype}. Write "
+      "jnp.concatenate([x.real, x.imag], -1), of the heads' outputs too."
+    )
   if value.shape != shape:
     raise ValueError(
       f"{call.removesuffix('()')}({name}=...) must have shape {shape}, got "
@@ -346,7 +362,7 @@ def classification_loss(
   check_heads(call, heads, log_weights)
   logits = one_array(call, heads.shared)
   check_probability(call, "label_smoothing", label_smoothing)
-  labels, dtype = as_given(labels), loss_dtype(logits)
+  labels, dtype = as_given(labels), loss_dtype(call, logits)
   batch, num_classes = logits.shape[1:-1], logits.shape[-1]
   if labels.shape == batch:
     if not jnp.issubdtype(labels.dtype, jnp.integer):
@@ -516,7 +532,7 @@ def binary_loss(
   call = "binary_loss()"
   check_heads(call, heads, log_weights)
   logits = one_array(call, heads.shared)
-  dtype = loss_dtype(logits)
+  dtype = loss_dtype(call, logits)
   labels = as_array(call, "labels", labels, logits.shape[1:], dtype)
   ignored = np.zeros(labels.shape, bool)
   if ignore_label is not None:
@@ -589,7 +605,7 @@ def regression_loss(
   check_heads(call, heads, log_weights)
   pair = isinstance(heads.shared, tuple) and len(heads.shared) == 2
   means = one_array(call, heads.shared[0] if pair else heads.shared)
-  dtype = loss_dtype(means)
+  dtype = loss_dtype(call, means)
   targets = as_array(call, "targets", targets, means.shape[1:], dtype)
   check_positive(call, "noise_scale", noise_scale)
   if weights is not None:
@@ -694,7 +710,7 @@ def chunked_mixture_loss(
 
     def each_head(outputs):
       values = jax.vmap(lambda outputs: log_prob(outputs, targets))(outputs)
-      return values.astype(loss_dtype(values))
+      return values.astype(loss_dtype(call, values))
 
     converted, closed_over, *_ = closure_convert(each_head, heads.shared)
     constant = jax.lax.stop_gradient

@@ -42,7 +42,7 @@ def mixture_log_probs(heads: HeadOutputs, log_weights: jax.Array) -> jax.Array:
   call = "mixture_log_probs()"
   check_heads(call, heads, log_weights)
   logits = one_array(call, heads.shared)
-  logits = logits.astype(loss_dtype(logits))
+  logits = logits.astype(loss_dtype(call, logits))
   good = (logits < jnp.inf).all(axis=-1, keepdims=True)  # false for NaN, too
   good &= (logits > -jnp.inf).any(axis=-1, keepdims=True)
   log_probs = jax.nn.log_softmax(jnp.where(good, logits, 0))
@@ -115,7 +115,7 @@ def mixture_mean(
   def evaluate(heads):
     values = heads.shared if link is None else jax.vmap(link)(heads.shared)
     values = one_array(call, values)
-    return values.astype(loss_dtype(values))
+    return values.astype(loss_dtype(call, values))
 
   values = jax.lax.stop_gradient(evaluate(heads))
   good = jnp.isfinite(values)

@@ -260,7 +260,7 @@ def scale_by_unit_rates(
 
   Raises:
     TypeError: If ``key`` is no random key, ``units`` no :class:`UnitOptions`, or at
-      ``init`` for integer parameters.
+      ``init`` for parameters of integers.
     ValueError: If not ``0 < min_learning_rate <= max_learning_rate < inf``; at
       ``init`` for overrides that match nothing and layers whose units are ambiguous.
 
@@ -419,7 +419,7 @@ def with_unit_rates(
   Raises:
     ValueError: As for :func:`unit_rates`; if ``rates`` is not a tree like ``params``,
       or holds rates that differ within a unit or that the distribution doesn't have.
-    TypeError: If the distribution of the rates has no ``cdf``.
+    TypeError: If the distribution of the rates has no ``cdf``, or rates are complex.
 
   Example:
     >>> import alrao_jax as alrao, jax, jax.numpy as jnp
@@ -441,6 +441,11 @@ def with_unit_rates(
       raise ValueError(
         f"{call} needs rates of shape {spec.shape} for {path!r}, got "
         f"{values[path].shape if path in values else 'none'}."
+      )
+    if jnp.issubdtype(values[path].dtype, jnp.complexfloating):
+      raise TypeError(
+        f"{call} needs real rates, also for complex parameters, got "
+        f"{values[path].dtype} for {path!r}."
       )
   of_units, of_heads = network.gather(rates, state.quantiles.dtype)
   new = state

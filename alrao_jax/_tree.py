@@ -249,12 +249,42 @@ def unbox(node: Any) -> Any:
 
 
 def state_dtype(params: Any) -> Any:
-  """Returns float64 if a parameter is float64, float32 for all others."""
+  """Returns float64 if a parameter is float64 or complex128, float32 for all others."""
   for path, leaf in flatten_with_paths(params)[0]:
     if not hasattr(leaf, "dtype"):
       check_parameter(path, leaf)
-  wide = any(leaf.dtype == jnp.float64 for leaf in jax.tree.leaves(params))
+  wide = any(
+    leaf.dtype in (jnp.float64, jnp.complex128) for leaf in jax.tree.leaves(params)
+  )
   return jnp.float64 if wide else jnp.float32
+
+
+def by_parts(fn: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
+  """Applies a function to real arrays, to the two parts of complex ones each.
+
+  So what is done to a complex parameter is exactly what would be done to its real and
+  imaginary parts as two parameters that share their units.
+
+  Args:
+    fn: An elementwise function of real arrays.
+    *arrays: Arrays of equal shapes, all complex or none.
+
+  Returns:
+    The result, complex if the arrays are.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> print(by_parts(lambda x: 2 * x, jnp.array([1 + 2j])))
+    [2.+4.j]
+  """
+  parts = [fn(*part) for part in zip(*map(parts_of, arrays), strict=True)]
+  return parts[0] if len(parts) == 1 else jax.lax.complex(*parts)
+
+
+def parts_of(array: jax.Array) -> tuple[jax.Array, ...]:
+  """A real array alone; the real and the imaginary part of a complex one."""
+  is_complex = jnp.issubdtype(array.dtype, jnp.complexfloating)
+  return (jnp.real(array), jnp.imag(array)) if is_complex else (array,)
 
 
 def find_states(opt_state: Any, kind: type) -> list[Any]:
@@ -292,7 +322,7 @@ def check_parameter(path: str, leaf: Any) -> None:
     leaf: An array, a tracer or a ``jax.ShapeDtypeStruct``.
 
   Raises:
-    TypeError: If it is no array, or an array of another dtype than floating.
+    TypeError: If it is no array, or an array of integers, booleans or random keys.
   """
   arrays = "Parameters must be arrays"
   equinox = "eqx.filter(model, eqx.is_inexact_array)"
@@ -314,21 +344,16 @@ def check_parameter(path: str, leaf: Any) -> None:
     )
   if dtype is None:
     raise TypeError(f"{arrays}, got {leaf!r} for {path!r}. Write jnp.asarray(...).")
-  if jnp.issubdtype(dtype, jnp.floating):
+  if jnp.issubdtype(dtype, jnp.inexact):
     return
   got = (
-    f"Parameters must be of a floating dtype, got {path!r} of shape "
+    f"Parameters must be of a floating or complex dtype, got {path!r} of shape "
     f"{tuple(leaf.shape)} and dtype {dtype}."
   )
   keep = (
     f"keep them out of the tree that the optimizer is given, for instance by {equinox},"
     " optax.masked or nnx.Optimizer(..., wrt=nnx.Param)."
   )
-  if jnp.issubdtype(dtype, jnp.complexfloating):
-    raise TypeError(
-      f"{got} Complex parameters can't be trained: make a parameter each of the real "
-      "and the imaginary part, and join them in the model by jax.lax.complex."
-    )
   if jnp.issubdtype(dtype, jax.dtypes.prng_key):
     raise TypeError(f"{got} Random keys can't be trained: {keep}")
   if dtype == np.bool_:
@@ -384,7 +409,7 @@ def check_params(call: str, params: Any) -> None:
 
   Raises:
     TypeError: If it is a model, an optimizer or a state; if a leaf is no array of a
-      floating dtype.
+      floating or complex dtype.
   """
   check_tree(call, params)
   for key_path, leaf in jax.tree_util.tree_leaves_with_path(params):

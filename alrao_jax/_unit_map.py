@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from . import _checks
 from ._rules import Shape, UnitSpec
-from ._tree import count_heads, flatten_with_paths, path_of
+from ._tree import by_parts, count_heads, flatten_with_paths, parts_of, path_of
 from ._units import UnitOptions, read_units, shapes_of
 
 
@@ -90,18 +90,22 @@ class UnitMap:
       heads: The heads' factors. None leaves the heads as they are.
 
     Returns:
-      The tree, in its dtypes: half precision is multiplied in float32 and rounded once.
-      Frozen parameters get zeros.
+      The tree, in its dtypes: half precision is multiplied in float32 and rounded once,
+      of complex numbers each part is multiplied. Frozen parameters get zeros.
 
     Raises:
       ValueError: If the tree is not like the parameters.
     """
 
     def scale(spec, update):
-      # Half precision would round the factors.
-      wide = update.dtype if update.dtype.itemsize >= 4 else jnp.float32
       factors = self._of_leaf(spec, units, heads)
-      return (update.astype(wide) * factors.astype(wide)).astype(update.dtype)
+
+      def multiply(part):
+        # Half precision would round the factors.
+        wide = part.dtype if part.dtype.itemsize >= 4 else jnp.float32
+        return (part.astype(wide) * factors.astype(wide)).astype(part.dtype)
+
+      return by_parts(multiply, update)
 
     return self._map(scale, updates, heads is not None)
 
@@ -132,7 +136,7 @@ class UnitMap:
     unit in the last of its parameters.
 
     Args:
-      tree: A tree like the parameters.
+      tree: A tree of real arrays, in the shapes of the parameters.
       dtype: Dtype of the result.
 
     Returns:
@@ -141,13 +145,15 @@ class UnitMap:
 
     def first(spec, leaf):
       index = tuple(slice(None) if i in spec.axes else 0 for i in range(leaf.ndim))
-      entries = leaf[index]
+      entries = leaf[index].astype(dtype)
       return entries[..., : spec.unit_shape[-1]] if spec.tiles > 1 else entries
 
     return self._vectors(tree, dtype, first, lambda _, last: last)
 
   def norms(self, tree: Any, dtype: Any) -> tuple[jax.Array, jax.Array]:
     """Returns the Euclidean norm of each unit and head over all its entries.
+
+    A complex entry counts by its magnitude.
 
     Args:
       tree: Parameters, or updates like them.
@@ -160,7 +166,8 @@ class UnitMap:
 
     def squares(spec, leaf):
       others = tuple(axis for axis in range(leaf.ndim) if axis not in spec.axes)
-      sums = jnp.sum(jnp.square(leaf), axis=others)
+      squares = [jnp.square(part.astype(dtype)) for part in parts_of(leaf)]
+      sums = jnp.sum(sum(squares[1:], squares[0]), axis=others)
       if spec.tiles == 1:
         return sums
       # Gates of one cell are the same units, one after the other.
@@ -205,7 +212,7 @@ class UnitMap:
     found: dict[str | None, jax.Array] = {}  # None: the heads, which are no group
     for path, spec in self.specs.items():
       if spec.kind != "frozen":
-        entries = read(spec, leaves[path].astype(dtype)).reshape(-1)
+        entries = read(spec, leaves[path]).reshape(-1)
         group = None if spec.kind == "head" else spec.group
         found[group] = merge(found[group], entries) if group in found else entries
     heads = found.get(None, jnp.zeros([max(self.num_heads, 1)], dtype))

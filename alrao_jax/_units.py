@@ -118,7 +118,8 @@ def unit_specs(params: Any, units: UnitOptions = UnitOptions()) -> dict[str, Uni
     The :class:`UnitSpec` of each leaf by path, in the tree's order.
 
   Raises:
-    TypeError: A leaf is no array of a floating dtype, ``units`` no options.
+    TypeError: A leaf is no array of a floating or complex dtype, ``units`` no
+      options.
     ValueError: An override matches nothing or doesn't fit; a bias fits no axes of its
       kernel, or several; gates don't divide; members of a group have different unit
       shapes; with ``strict``, no rule knows a leaf, or nothing settles a tie.
@@ -137,7 +138,7 @@ def shapes_of(params: Any) -> tuple[tuple[str, Shape], ...]:
   """The path and the shape of every parameter, all that its units depend on.
 
   Raises:
-    TypeError: A leaf is no array of a floating dtype.
+    TypeError: A leaf is no array of a floating or complex dtype.
   """
   check_tree("describe_units()", params)
   return tuple((p, _shape_of(p, leaf)) for p, leaf in flatten_with_paths(params)[0])

@@ -389,7 +389,6 @@ def test_what_is_no_optimizer_is_named(name):
     (jnp.ones(2, jnp.int32), "integer dtype can't be trained"),
     (jnp.ones(2, bool), "Masks can't be trained"),
     (jax.random.key(0), "Random keys can't be trained"),
-    (jnp.ones(2, jnp.complex64), "Complex parameters can't be trained"),
   ],
 )
 @pytest.mark.parametrize("name", ["init", "collapse", "head_shardings", "unit_rates"])
