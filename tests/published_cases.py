@@ -1821,3 +1821,430 @@ unirep(
   dense_b 25 -> 0 of dense
   """,
 )
+
+
+# --- ten more, later
+
+jraphx = Package("jraphx", "0.1.0", further=True)
+jraphx(
+  "nn.conv.GATConv (two heads, edge features)",
+  """
+  lin/kernel 3,10 -> 1
+  bias 10 -> 0 of lin
+  att_src 2,5 -> 0 of src
+  att_dst 2,5 -> 0 of dst
+  att_edge 2,5 -> 0 of edge
+  lin_edge/kernel 7,10 -> 1
+  """,
+)
+jraphx(
+  "nn.conv.GATv2Conv (two heads, edge features)",
+  """
+  lin_l/kernel 3,10 -> 1
+  lin_l/bias 10 -> 0
+  lin_r/kernel 3,10 -> 1
+  lin_r/bias 10 -> 0
+  lin_edge/kernel 7,10 -> 1
+  att 2,5 -> 0 of att
+  bias 10 -> 0 of bias
+  """,
+)
+jraphx(
+  "nn.conv.GCNConv",
+  """
+  linear/kernel 3,5 -> 1
+  bias 5 -> 0 of linear
+  """,
+)
+jraphx(
+  "nn.conv.GCNConv, square",
+  """
+  linear/kernel 5,5 -> 1
+  bias 5 -> 0 of linear
+  """,
+)
+jraphx(
+  "nn.conv.TransformerConv",
+  """
+  lin_qkv/kernel 3,30 -> 1
+  lin_qkv/bias 30 -> 0
+  lin_edge/kernel 7,10 -> 1
+  lin_skip/kernel 3,10 -> 1
+  lin_skip/bias 10 -> 0
+  lin_beta/kernel 30,1 -> 1
+  """,
+)
+jraphx(
+  "nn.conv.SAGEConv",
+  """
+  lin/kernel 3,5 -> 1
+  lin_r/kernel 3,5 -> 1
+  lin_r/bias 5 -> 0
+  """,
+)
+jraphx(
+  "nn.pool.TopKPooling",
+  """
+  pool/weight 1,5 -> 0
+  """,
+)
+jraphx(
+  "nn.norm.GraphNorm",
+  """
+  weight 5 -> 0
+  bias 5 -> 0
+  mean_scale 5 -> 0
+  """,
+)
+ion = Package("ion-nn", "0.18.2", further=True)
+ion(
+  "nn.RNNCell",
+  """
+  cell/w_i/_value 3,4 -> 1 of cell
+  cell/w_h/_value 4,4 -> 1 of cell
+  cell/b/_value 4 -> 0 of cell
+  """,
+)
+ion(
+  "nn.LSTMCell",
+  """
+  cell/w_i/_value 3,16 -> 1 of cell x4
+  cell/w_h/_value 4,16 -> 1 of cell x4
+  cell/b/_value 16 -> 0 of cell x4
+  """,
+)
+ion(
+  "nn.GRUCell",
+  """
+  cell/w_i/_value 3,12 -> 1 of cell x3
+  cell/w_h/_value 4,12 -> 1 of cell x3
+  cell/b/_value 12 -> 0 of cell x3
+  cell/b_h/_value 12 -> 0 of cell x3
+  """,
+)
+ion(
+  "nn.S4DCell",
+  """
+  cell/A_log_re/_value 3,4 -> 0 of cell
+  cell/A_im/_value 3,4 -> 0 of cell
+  cell/C/_value 3,4 -> 0 of cell
+  cell/D/_value 3 -> 0 of cell
+  cell/log_dt/_value 3 -> 0 of cell
+  """,
+)
+ion(
+  "nn.S5Cell",
+  """
+  cell/A_log_re/_value 4 -> 0 of states
+  cell/A_im/_value 4 -> 0 of states
+  cell/log_dt/_value 4 -> 0 of states
+  cell/B/_value 3,4 -> 1 of states
+  cell/C/_value 4,3 -> 1 of outputs
+  cell/D/_value 3 -> 0 of outputs
+  """,
+)
+ion(
+  "nn.Linear, LayerNorm, Conv, Embedding",
+  """
+  layers/0/w/_value 3,3,3,5 -> 3 of conv
+  layers/0/b/_value 5 -> 0 of conv
+  layers/1/scale/_value 5 -> 0 of norm
+  layers/1/b/_value 5 -> 0 of norm
+  layers/2/w/_value 5,4 -> 1 of linear
+  layers/2/b/_value 4 -> 0 of linear
+  embed/w/_value 7,5 -> 1 of embed
+  """,
+)
+ion(
+  "nn.MultiHeadAttention",
+  """
+  w_q/_value 6,8 -> 1 of q
+  w_k/_value 6,8 -> 1 of k
+  w_v/_value 6,8 -> 1 of v
+  w_out/_value 8,6 -> 1 of out
+  b_out/_value 6 -> 0 of out
+  """,
+)
+ion(
+  "gnn.GATConv (two heads of width two)",
+  """
+  w_sender/_value 3,4 -> 1 of sender
+  b_out/_value 4 -> 0 of sender
+  att_sender/_value 2,2 -> 0 of att_sender
+  att_receiver/_value 2,2 -> 0 of att_receiver
+  w_edge/_value 7,4 -> 1 of edge
+  att_edge/_value 2,2 -> 0 of att_edge
+  """,
+)
+ion(
+  "gnn.RGCNConv",
+  """
+  w_neigh/_value 2,3,5 -> 2 of out
+  w_root/_value 3,5 -> 1 of out
+  b/_value 5 -> 0 of out
+  """,
+)
+ion(
+  "gnn.GraphConv",
+  """
+  w_neigh/_value 3,5 -> 1 of out
+  w_root/_value 3,5 -> 1 of out
+  b/_value 5 -> 0 of out
+  """,
+)
+ion(
+  "gnn.GatedGCNConv",
+  """
+  w_root/_value 3,5 -> 1 of node
+  w_neigh/_value 3,5 -> 1 of node
+  b_node/_value 5 -> 0 of node
+  w_edge/_value 7,5 -> 1 of edge
+  w_sender/_value 3,5 -> 1 of edge
+  w_receiver/_value 3,5 -> 1 of edge
+  b_edge/_value 5 -> 0 of edge
+  """,
+)
+ion(
+  "gnn.MultiHeadAttentionPool",
+  """
+  seeds/_value 1,4 -> 1 of seeds
+  w_k/_value 3,4 -> 1 of k
+  w_v/_value 3,4 -> 1 of v
+  w_out/_value 4,4 -> 1 of out
+  b_out/_value 4 -> 0 of out
+  """,
+)
+inox = Package("inox", "0.8.0", further=True)
+inox(
+  "nn.MLP of Linear",
+  """
+  layers/0/weight 3,5 -> 1
+  layers/0/bias 5 -> 0
+  layers/1/weight 5,5 -> 1
+  layers/1/bias 5 -> 0
+  """,
+)
+inox(
+  "nn.Conv",
+  """
+  conv/kernel 3,3,3,5 -> 3
+  conv/bias 5 -> 0
+  """,
+)
+inox(
+  "nn.GRUCell",
+  """
+  cell/lin_h/weight 4,12 -> 1 of cell x3
+  cell/lin_h/bias 12 -> 0 of cell x3
+  cell/lin_x/weight 3,12 -> 1 of cell x3
+  cell/lin_x/bias 12 -> 0 of cell x3
+  """,
+)
+inox(
+  "nn.LSTMCell",
+  """
+  cell/lin_h/weight 4,16 -> 1 of cell x4
+  cell/lin_h/bias 16 -> 0 of cell x4
+  cell/lin_x/weight 3,16 -> 1 of cell x4
+  cell/lin_x/bias 16 -> 0 of cell x4
+  """,
+)
+inox(
+  "nn.S4",
+  """
+  A/imag 4 -> 0 of states
+  A/log_real 4 -> 0 of states
+  B/imag 4 -> 0 of states
+  B/real 4 -> 0 of states
+  P/imag 4 -> 0 of states
+  P/real 4 -> 0 of states
+  C/imag 4 -> - of output
+  C/real 4 -> - of output
+  log_dt - -> - of dt
+  """,
+)
+megalodon = Package("megalodon-jax", "0.2.2", "first", further=True)
+megalodon(
+  "MegalodonForCausalLM",
+  """
+  model/embed/weight 11,8 -> 1
+  model/layers/0/attn/timenorm/weight 8 -> 0
+  model/layers/0/attn/timenorm/bias 8 -> 0
+  model/layers/0/attn/cema/alpha 8,3,1 -> 0
+  model/layers/0/attn/cema/delta 8,3,1 -> 0
+  model/layers/0/attn/cema/theta 8,1,1 -> 0
+  model/layers/0/attn/cema/gamma_real 8,3 -> 0
+  model/layers/0/attn/cema/gamma_imag 8,3 -> 0
+  model/layers/0/attn/cema/omega 8 -> 0
+  model/layers/0/attn/rmsnorm/gamma 8 -> 0
+  model/layers/0/attn/wz/weight 4,8 -> 0
+  model/layers/0/attn/wz/bias 4 -> 0
+  model/layers/0/attn/wv/weight 12,8 -> 0
+  model/layers/0/attn/wv/bias 12 -> 0
+  model/layers/0/attn/wh1/weight 8,8 -> 0
+  model/layers/0/attn/wh1/bias 8 -> 0
+  model/layers/0/attn/wh2/weight 8,12 -> 0
+  model/layers/0/attn/gamma 2,4 -> 0,1
+  model/layers/0/attn/beta 2,4 -> 0,1
+  model/layers/0/ffn/norm/weight 8 -> 0
+  model/layers/0/ffn/norm/bias 8 -> 0
+  model/layers/0/ffn/fc1/weight 10,8 -> 0
+  model/layers/0/ffn/fc2/weight 8,10 -> 0
+  model/norm/weight 8 -> 0
+  model/norm/bias 8 -> 0
+  lm_head/weight 11,8 -> 0
+  """,
+)
+nano_moe = Package("nano-moe-jax", "0.1.0", further=True)
+nano_moe(
+  "NanoMoE",
+  """
+  Embed_0/embedding 11,8 -> 1
+  pos_emb 1,6,8 -> 2 of pos_emb
+  block_0/LayerNorm_0/scale 8 -> 0
+  block_0/LayerNorm_0/bias 8 -> 0
+  block_0/MoELayer_0/Router_0/Dense_0/kernel 8,3 -> 1
+  block_0/MoELayer_0/expert_0/Dense_0/kernel 8,12 -> 1
+  block_0/MoELayer_0/expert_0/Dense_0/bias 12 -> 0
+  block_0/MoELayer_0/expert_0/Dense_1/kernel 12,8 -> 1
+  block_0/MoELayer_0/expert_0/Dense_1/bias 8 -> 0
+  block_0/MultiHeadAttention_0/Dense_0/kernel 8,24 -> 1
+  block_0/MultiHeadAttention_0/Dense_0/bias 24 -> 0
+  block_0/MultiHeadAttention_0/Dense_1/kernel 8,8 -> 1
+  block_0/MultiHeadAttention_0/Dense_1/bias 8 -> 0
+  Dense_0/kernel 8,11 -> 1
+  Dense_0/bias 11 -> 0
+  """,
+)
+long_range = Package("long-range-models", "0.0.1", further=True)
+long_range(
+  "LRULayer",
+  """
+  B_re 4,3 -> 0 of states
+  B_im 4,3 -> 0 of states
+  gamma_log 4 -> 0 of states
+  nu_log 4 -> 0 of states
+  theta_log 4 -> 0 of states
+  C_re 3,4 -> 0 of outputs
+  C_im 3,4 -> 0 of outputs
+  D 3 -> 0 of outputs
+  """,
+)
+long_range(
+  "S5Layer",
+  """
+  B_comps 2,4,3 -> 1 of states
+  Lambda_re 4 -> 0 of states
+  Lambda_im 4 -> 0 of states
+  log_dt 4 -> 0 of states
+  C_comps 2,3,4 -> 1 of outputs
+  D 3 -> 0 of outputs
+  """,
+)
+nanodl = Package("nanodl", "0.0.0", further=True)
+nanodl(
+  "FourierKANLinear",
+  """
+  layer/cosine_coefficients 3,5,4 -> 1
+  layer/sine_coefficients 3,5,4 -> 1
+  """,
+)
+nanodl(
+  "ChebyKANLinear",
+  """
+  layer/coefficients 3,5,5 -> 1
+  """,
+)
+nanodl(
+  "GraphAttentionLayer",
+  """
+  W 3,5 -> 1 of W
+  a 10,1 -> 1 of a
+  """,
+)
+nanodl(
+  "SparseMixtureOfExperts",
+  """
+  experts_0/dense1/kernel 4,6 -> 1
+  experts_0/dense1/bias 6 -> 0
+  experts_0/dense2/kernel 6,5 -> 1
+  experts_0/dense2/bias 5 -> 0
+  gate/kernel 4,3 -> 1
+  gate/bias 3 -> 0
+  dense_final/kernel 5,5 -> 1
+  dense_final/bias 5 -> 0
+  """,
+)
+jimmy = Package("jimmy-vision", "0.0.7", further=True)
+jimmy(
+  "layers.mamba.MambaVisionMixer",
+  """
+  A_log 8,3 -> 0 of A
+  D 8 -> 0 of D
+  conv1d_x/kernel 4,1,8 -> 2
+  conv1d_x/bias 8 -> 0
+  dt_proj/kernel 1,8 -> 1
+  dt_proj/bias 8 -> 0
+  in_proj/kernel 8,16 -> 1
+  x_proj/kernel 8,7 -> 1
+  out_proj/kernel 16,8 -> 1
+  out_proj/bias 8 -> 0
+  """,
+)
+jimmy(
+  "layers.mamba.Mamba2VisionMixer",
+  """
+  A_log 4 -> 0 of A
+  D 4 -> 0 of D
+  dt_bias 4 -> 0 of dt
+  conv1d_x/kernel 4,1,16 -> 2
+  conv1d_x/bias 16 -> 0
+  norm/w 16 -> 0
+  in_proj/kernel 8,32 -> 1
+  x_proj/kernel 16,10 -> 1
+  out_proj/kernel 16,8 -> 1
+  """,
+)
+jimmy(
+  "layers.attention.LinearAttention, layers.sharing.LoRA",
+  """
+  attn/lepe/kernel 3,3,1,8 -> 3
+  attn/lepe/bias 8 -> 0
+  attn/qk/kernel 8,16 -> 1
+  attn/qk/bias 16 -> 0
+  lora/A/kernel 6,2 -> 1
+  lora/B/kernel 2,5 -> 1
+  scale/gamma 5 -> 0
+  """,
+)
+ginjax = Package("ginjax", "0.1.8", "first", further=True)
+ginjax(
+  "layers.ConvContract (without its constant filters)",
+  """
+  weights/()/0/()/0 5,3,3 -> 0 of scalars
+  weights/(False,)/0/()/0 5,3,2 -> 0 of scalars
+  bias/()/0 5 -> 0 of scalars
+  weights/()/0/(False,)/0 5,3,2 -> 0 of vectors
+  weights/(False,)/0/(False,)/0 5,3,5 -> 0 of vectors
+  bias/(False,)/0 5 -> 0 of vectors
+  """,
+)
+ginjax(
+  "layers.GroupNorm, layers.VectorNeuronNonlinear",
+  """
+  norm/scale/(False,)/0 4 -> 0 of vectors
+  norm/bias/(False,)/0 4 -> 0 of vectors
+  norm/vanilla_norm/()/0/weight 4 -> 0 of scalars
+  norm/vanilla_norm/()/0/bias 4 -> 0 of scalars
+  act/weights/(False,)/0 4,4 -> 0 of act
+  """,
+)
+hypernn = Package("hyper-nn", "0.2.2", further=True)
+hypernn(
+  "jax.JaxLinearHyperNetwork",
+  """
+  embedding_module/embedding 3,6 -> 1
+  weight_generator/kernel 6,3 -> 1
+  weight_generator/bias 3 -> 0
+  """,
+)
