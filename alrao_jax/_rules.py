@@ -168,10 +168,14 @@ def children_of(paths: Iterable[str]) -> dict[str, dict[str, str]]:
   return children
 
 
-_WRAPPERS = re.compile(r"(/args/\d+|/data_array|/_w)+$")
+_WRAPPERS = re.compile(r"(/args/\d+|/data_array|/_w|/_?value)+$")
 
 
 _PREFIXED = re.compile(r"^(.+)_(kernel|weights?|w|bias|b)$")
+
+
+# Shorter names are those of a cell's gates.
+_SUFFIXED = re.compile(r"^(kernel|weights?|w|bias|b)_([a-z]{3,}\w*)$")
 
 
 _NUMBERED = re.compile(r"^(kernel|weights?|w|bias|b)_?(\d+)$", re.IGNORECASE)
@@ -181,10 +185,11 @@ def plain_paths(shapes: Mapping[str, Shape]) -> dict[str, str]:
   """The paths without the steps that say how a package keeps an array.
 
   A wrapper's own steps are left out: ``weight/args/1`` and ``weight/weight`` (paramax,
-  flowjax), ``data_array`` (penzai), ``weight/_w`` (quax). penzai's ``Linear.weights``
+  flowjax), ``data_array`` (penzai), ``weight/_w`` (quax), ``w/_value`` (ion), and
+  ``value`` where nnx's boxes have become dicts. penzai's ``Linear.weights``
   is ``kernel``, and its ``key.weights`` is ``key/kernel``. Layers that keep several
-  kernels, each with its bias (``in_kernel``, ``in_bias``; ``w1``, ``b1``), are taken
-  apart. A tuple of exactly a kernel and a vector as long as its last axis (stax,
+  kernels, each with its bias (``in_kernel``, ``in_bias``; ``w_out``, ``b_out``; ``w1``,
+  ``b1``), are taken apart. A tuple of exactly a kernel and a vector as long as its last axis (stax,
   numpyro) is a layer.
 
   Args:
@@ -224,6 +229,8 @@ def _layer_of(path: str) -> tuple[str, str] | None:
   node, name = _split(path)
   if match := _PREFIXED.match(name):
     return join(node, match[1]), match[2]
+  if match := _SUFFIXED.match(name):
+    return join(node, match[2]), match[1]
   if match := _NUMBERED.match(name):
     return join(node, match[2]), match[1].lower()
   return None
@@ -263,8 +270,10 @@ def cell_leaves(
     for bare in _BARE:
       # A perceptron of bare matrices has `w_o` and more biases than haiku's GRU.
       alone = bare != _BARE[0] or names.keys() <= set(bare)
-      if names.keys() >= set(bare[:2]) and alone:
+      bases = [join(node, name) for name in bare[:2]]
+      if all(base in shapes for base in bases) and alone:
         found.update(_bare(shapes, node, bare))
+    found.update(_two_layers(shapes, node, names))
     # haiku's layers have general names, so the cell's own must help.
     if "linear_1" in names and _VANILLA.search(node):
       found.update(_paired(shapes, node, ["linear", "linear_1"], True))
@@ -312,6 +321,23 @@ def _paired(shapes, node, names, alone):
     return {}
   stack = 0 if names[0] in _CONVOLUTIONAL else len(recurrent) - 2
   return _cell(shapes, node, layers, recurrent[-2], stack)
+
+
+_INPUT_LAYER = re.compile(r"(^|_)(x|i|ih|xh|in|inp|input)$")
+
+
+_RECURRENT_LAYER = re.compile(r"(^|_)(h|hh|hid|hidden|rec|recurrent)$")
+
+
+def _two_layers(shapes, node, names):
+  """A cell of exactly two layers, whose names say which is recurrent (``lin_h``)."""
+  ends = {
+    tuple(bool(rule.search(n)) for rule in (_INPUT_LAYER, _RECURRENT_LAYER)): n
+    for n in names
+  }
+  if len(names) != 2 or ends.keys() != {(True, False), (False, True)}:
+    return {}
+  return _paired(shapes, node, [ends[True, False], ends[False, True]], alone=True)
 
 
 def _joint(shapes, layer, node):
@@ -516,48 +542,104 @@ def _scaled_kernel(shapes, path):
 
 
 class StateLeaf(NamedTuple):
-  """A parameter of a state-space layer: its units are on axis 0, and share a group."""
+  """A parameter of a state-space layer.
 
+  Attributes:
+    axis: The axis that indexes the units: states, outputs or channels.
+    group: The group of these units.
+    ties: Another axis that may be the right one.
+  """
+
+  axis: int
   group: str
+  ties: tuple[Shape, ...] = ()
 
 
-_INTO_STATES = re.compile(r"^(b(_?(re|im|real|imag))?|w_in)$", re.IGNORECASE)
+_INTO_STATES = re.compile(r"^(b(_?(re|im|real|imag|comps))?|w_in)$", re.IGNORECASE)
 
 
-_OUT_OF_STATES = re.compile(r"^(c(_?(re|im|real|imag))?|w_out)$", re.IGNORECASE)
+_OUT_OF_STATES = re.compile(r"^(c(_?(re|im|real|imag|comps))?|w_out)$", re.IGNORECASE)
 
 
 _PAST_STATES = re.compile(r"^(d|w_skip)$", re.IGNORECASE)
 
 
+_EIGENVALUES = re.compile(
+  r"^(log_?)?(neg_?)?(a|lambda)(_?(log|re|im|real|imag))*$", re.IGNORECASE
+)
+
+
 def state_spaces(
-  shapes: Mapping[str, Shape], children: Mapping[str, Mapping[str, str]]
+  shapes: "Shapes", children: Mapping[str, Mapping[str, str]]
 ) -> dict[str, StateLeaf]:
-  """Finds the parameters of linear state-space layers (S5, LRU, LinOSS).
+  """Finds the parameters of linear state-space layers (S5, LRU, LinOSS; S4D, Mamba).
 
   B leads into the states, C out of them, D past them; what else has one entry a state
-  (eigenvalues, time steps) belongs to the state.
+  (eigenvalues, time steps) belongs to the state. Without B, every channel has states of
+  its own: all that has an entry a channel belongs to the channel.
   """
   found: dict[str, StateLeaf] = {}
   for node, names in children.items():
     leaves = {
       n: shapes[path] for n in names.values() if (path := join(node, n)) in shapes
     }
-    into = [n for n in leaves if _INTO_STATES.match(n) and len(leaves[n]) >= 2]
-    out = [n for n in leaves if _OUT_OF_STATES.match(n) and len(leaves[n]) >= 2]
-    if not into or not out or leaves[out[0]][1] != leaves[into[0]][0]:
-      continue
-    states, outputs = leaves[into[0]][0], leaves[out[0]][0]
-    past = [n for n in leaves if _PAST_STATES.match(n) and leaves[n][:1] == (outputs,)]
-    every = [n for n in leaves if leaves[n] in ((states,), (states, 1))]
-    vectors = [n for n in every if n not in past]
-    if not vectors:
-      continue
-    for group, members in ((into, [*into, *vectors]), (out, [*out, *past])):
-      for name in members:
-        if leaves[name][0] == leaves[group[0]][0]:
-          found[join(node, name)] = StateLeaf(join(node, group[0]))
+    read = _of_states(leaves, shapes.units_first) or _of_channels(leaves)
+    found |= {
+      join(node, n): leaf._replace(group=join(node, leaf.group))
+      for n, leaf in read.items()
+    }
   return found
+
+
+def _of_states(leaves: Mapping[str, Shape], left: bool) -> dict[str, StateLeaf]:
+  """A layer whose states all inputs lead into."""
+  into = [n for n in leaves if _INTO_STATES.match(n) and len(leaves[n]) >= 2]
+  out = [n for n in leaves if _OUT_OF_STATES.match(n) and len(leaves[n]) >= 2]
+  past = [n for n in leaves if _PAST_STATES.match(n)]
+  if not into or not out or len(leaves[into[0]]) != len(leaves[out[0]]):
+    return {}
+  # Real and imaginary parts may be an axis of their own, first or last.
+  ends = [leaves[n] for n in (into[0], out[0])]
+  first = 0
+  if len(ends[0]) == 3 and not all(shape[-1] == 2 for shape in ends):
+    first = 1
+    if not all(shape[0] == 2 for shape in ends):
+      return {}
+  # B times the inputs, or the inputs times B.
+  fits: list[dict[str, StateLeaf]] = []
+  for axis in (first, first + 1):
+    states, outputs = ends[0][axis], ends[1][axis]
+    single = [n for n in leaves if leaves[n] in ((states,), (states, 1))]
+    vectors = [n for n in single if n not in past]
+    if vectors and ends[1][2 * first + 1 - axis] == states:
+      of_outputs = [n for n in past if leaves[n][:1] == (outputs,)]
+      fits.append(
+        {n: StateLeaf(axis, into[0]) for n in into if leaves[n][axis] == states}
+        | {n: StateLeaf(0, into[0]) for n in vectors}
+        | {n: StateLeaf(axis, out[0]) for n in out if leaves[n][axis] == outputs}
+        | {n: StateLeaf(0, out[0]) for n in of_outputs}
+      )
+  if len(fits) < 2 or left:
+    return fits[0] if fits else {}
+  return {
+    n: leaf
+    if fits[1].get(n, leaf).axis == leaf.axis
+    else leaf._replace(ties=((fits[1][n].axis,),))
+    for n, leaf in fits[0].items()
+  }
+
+
+def _of_channels(leaves: Mapping[str, Shape]) -> dict[str, StateLeaf]:
+  """A layer whose channels have states of their own: eigenvalues by channel."""
+  values = [n for n in leaves if _EIGENVALUES.match(n) and len(leaves[n]) == 2]
+  shape = leaves[values[0]] if values else ()
+  single = [n for n in leaves if leaves[n] == shape[:1]]
+  if not values or not any(_PAST_STATES.match(n) for n in single):
+    return {}
+  if shape[0] == shape[1] or 1 in shape:
+    return {}
+  both = [n for n in leaves if leaves[n] == shape]
+  return {n: StateLeaf(0, values[0]) for n in [*both, *single]}
 
 
 _SCALES = ("scale", "gamma", "beta", "offset", *BIASES)
@@ -619,7 +701,7 @@ class Shapes(dict[str, Shape]):
     self.attention = attention_kernels(self, self.children)
     self.weight_norms = weight_norms(self, self.children)
     self.stacks = _stacks(self) if self.units_first else frozenset()
-    self.biases = _biases_of(self)  # by kernel
+    self.biases, self.undecided = _biases_of(self)  # by kernel; those of none alone
     self.kernels = {bias: kernel for kernel, bias in reversed(self.biases.items())}
     self.layouts = _layouts(self)
     self.has_line_convolutions = self.units_first and any(
@@ -655,9 +737,14 @@ def _is_bias(shapes: Mapping[str, Shape], path: str) -> bool:
   return first_below(shapes, node, KERNELS) is not None
 
 
-def _biases_of(shapes: Shapes) -> dict[str, str]:
-  """The bias of each tensor: next to it, or a step above where it fits one alone."""
-  found = {}
+def _biases_of(shapes: Shapes) -> tuple[dict[str, str], frozenset[str]]:
+  """The bias of each tensor: next to it, or a step above where it fits one alone.
+
+  Returns:
+    The bias by tensor, and the biases a step above that fit several.
+  """
+  found: dict[str, str] = {}
+  undecided: set[str] = set()
   for node, names in shapes.children.items():
     bias = first_below(shapes, node, BIASES)
     if bias is None or not _is_bias(shapes, bias) or bias in shapes.cells:
@@ -671,9 +758,11 @@ def _biases_of(shapes: Shapes) -> dict[str, str]:
       alone = [k for k in below if k and not first_below(shapes, _split(k)[0], BIASES)]
       # Along the inputs alone, it would be a bias of something else.
       kernels = [k for k in alone if _fits_usually(shapes, k, shapes[bias])]
-      kernels = kernels if len(kernels) == 1 else []
+      if len(kernels) > 1:
+        undecided.add(bias)
+        kernels = []
     found.update((kernel, bias) for kernel in kernels)
-  return found
+  return found, frozenset(undecided)
 
 
 def _may_join(shapes: Shapes, path: str, bias: str) -> bool:
@@ -844,11 +933,14 @@ def recurrent_cell(shapes: Shapes, path: str) -> UnitSpec | None:
 
 
 def state_space(shapes: Shapes, path: str) -> UnitSpec | None:
-  """A parameter of a linear state-space layer: a state's, or an output's."""
+  """A parameter of a linear state-space layer: a state's, an output's, a channel's."""
   leaf, shape = shapes.states.get(path), shapes[path]
   if leaf is None:
     return None
-  return UnitSpec(path, shape, "unit", (0,), leaf.group, decides=1)
+  tie = f", tie: ({leaf.axis},)" if leaf.ties else ""
+  return UnitSpec(
+    path, shape, "unit", (leaf.axis,), leaf.group, 1, False, tie, False, 1, leaf.ties
+  )
 
 
 def weight_norm_scale(shapes: Shapes, path: str) -> UnitSpec | None:
@@ -884,7 +976,7 @@ def embedding(shapes: Shapes, path: str) -> UnitSpec | None:
   return UnitSpec(path, shape, "unit", tuple(range(len(shape)))[-1:], path)
 
 
-_PER_HEAD = re.compile(r"^(att|attn|a)_(src|dst|edge|l|r)$")
+_PER_HEAD = re.compile(r"^(att|attn|a)_(src|dst|edge|l|r|sender|receiver)$|^att$")
 
 
 _EXPERT = re.compile(r"(^|_)(gate|up|down|w\d?|wi|wo|experts?)(_|\d|$)")
@@ -994,6 +1086,8 @@ def _axes_alone(shapes: Shapes, path: str) -> tuple[Shape, list[Shape]]:
     return ((0, 1), [(0,)]) if stack else ((0,), [(0, 1)])
   if rank >= 3 and _is_transposed(path):
     return (rank - 2,), []
+  if rank == 2 and shape[0] == 1 < shape[1] and _split(path)[1] == "weight":
+    return (0,), [(1,)]  # a score of the inputs, as PyTorch writes it: one rate is safe
   # Siblings with biases may have all their units first.
   layout = shapes.layouts.get(_kind(shapes, path, 1))
   return ((0,) if layout == {(0,)} else (rank - 1,)), []
@@ -1041,7 +1135,9 @@ def scale_or_bias(shapes: Shapes, path: str) -> UnitSpec | None:
     axes, flat = fit.bias_axes, fit.flat
   if kernel is not None:
     node = _split(kernel)[0]
-  return UnitSpec(path, shape, "unit", axes, node, flat=flat)
+  return UnitSpec(
+    path, shape, "unit", axes, node, assumed=path in shapes.undecided, flat=flat
+  )
 
 
 def _is_norms(shapes: Shapes, path: str) -> bool:
@@ -1064,8 +1160,24 @@ def scalar(shapes: Shapes, path: str) -> UnitSpec | None:
 
 
 def unknown(shapes: Shapes, path: str) -> UnitSpec | None:
-  """Anything else: one axis, not of length 1, reported as assumed."""
-  shape = shapes[path]
+  """Anything else: one axis, not of length 1, reported as assumed.
+
+  A vector next to a norm's scale and bias, all of one length, is one of the norm's.
+  Where all arrays of a node begin with the length of a vector, that is likely to be the
+  number of its units.
+  """
+  shape, (node, _) = shapes[path], _split(path)
+  near = [join(node, name) for name in shapes.children.get(node, {}).values()]
+  near = [p for p in near if p in shapes]
+  if len(shape) == 1 and all(shapes[p] == shape for p in near):
+    norms = {_split(p)[1] for p in near} & {*_SCALES, "weight"}
+    if norms & set(BIASES) and len(norms) > 1:
+      return UnitSpec(path, shape, "unit", (0,), node)
+  lengths = {shapes[p] for p in near if len(shapes[p]) == 1}
+  ranks = {len(shapes[p]) for p in near}
+  if len(lengths) == 1 < len(ranks) and {shapes[p][:1] for p in near} == lengths:
+    if not any(shape[0] in shapes[p][1:] for p in near):
+      return UnitSpec(path, shape, "unit", (0,), node, assumed=True)
   long = [axis for axis in range(len(shape)) if shape[axis] != 1]
   axes = (long[0 if shapes.units_first else -1],) if long else shapes.one_axis(shape)
   return UnitSpec(path, shape, "unit", axes, path, assumed=True)

@@ -2179,8 +2179,8 @@ jimmy = Package("jimmy-vision", "0.0.7", further=True)
 jimmy(
   "layers.mamba.MambaVisionMixer",
   """
-  A_log 8,3 -> 0 of A
-  D 8 -> 0 of D
+  A_log 8,3 -> 0 of channels
+  D 8 -> 0 of channels
   conv1d_x/kernel 4,1,8 -> 2
   conv1d_x/bias 8 -> 0
   dt_proj/kernel 1,8 -> 1
