@@ -146,7 +146,7 @@ class CellLeaf(NamedTuple):
 
 def join(*names: str) -> str:
   """Joins names to a path, leaving out empty ones."""
-  return "/".join(name for name in names if name)
+  return "/".join(filter(None, names))
 
 
 def first_below(
@@ -189,8 +189,8 @@ def plain_paths(shapes: Mapping[str, Shape]) -> dict[str, str]:
   ``value`` where nnx's boxes have become dicts. penzai's ``Linear.weights``
   is ``kernel``, and its ``key.weights`` is ``key/kernel``. Layers that keep several
   kernels, each with its bias (``in_kernel``, ``in_bias``; ``w_out``, ``b_out``; ``w1``,
-  ``b1``), are taken apart. A tuple of exactly a kernel and a vector as long as its last axis (stax,
-  numpyro) is a layer.
+  ``b1``), are taken apart. A tuple of exactly a kernel and a vector as long as its last
+  axis (stax, numpyro) is a layer.
 
   Args:
     shapes: The shapes of a tree's parameters by path.
@@ -709,6 +709,7 @@ class Shapes(dict[str, Shape]):
       for kernel, bias in self.biases.items()
     )
     self._fits: dict[tuple[str, str], Fit] = {}
+    self._near: dict[str, tuple[set[Shape], set[str]]] = {}
 
   def name(self, path: str) -> str:
     """What the tree calls a parameter."""
@@ -717,6 +718,13 @@ class Shapes(dict[str, Shape]):
   def one_axis(self, shape: Shape) -> Shape:
     """The one axis that a layout keeps its units on."""
     return (0,) if self.units_first else (len(shape) - 1,)
+
+  def near(self, node: str) -> tuple[set[Shape], set[str]]:
+    """The shapes and the names of the parameters directly below a node."""
+    if node not in self._near:
+      names = {n for n in self.children[node].values() if join(node, n) in self}
+      self._near[node] = {self[join(node, n)] for n in names}, names
+    return self._near[node]
 
   def fit(self, kernel: str, bias: str) -> Fit:
     """How a bias fits its kernel.
@@ -1167,16 +1175,13 @@ def unknown(shapes: Shapes, path: str) -> UnitSpec | None:
   number of its units.
   """
   shape, (node, _) = shapes[path], _split(path)
-  near = [join(node, name) for name in shapes.children.get(node, {}).values()]
-  near = [p for p in near if p in shapes]
-  if len(shape) == 1 and all(shapes[p] == shape for p in near):
-    norms = {_split(p)[1] for p in near} & {*_SCALES, "weight"}
-    if norms & set(BIASES) and len(norms) > 1:
+  near, names = shapes.near(node)
+  if len(shape) == 1 and near == {shape} and not names.isdisjoint(BIASES):
+    if names & {*_SCALES, "weight"} - {*BIASES}:
       return UnitSpec(path, shape, "unit", (0,), node)
-  lengths = {shapes[p] for p in near if len(shapes[p]) == 1}
-  ranks = {len(shapes[p]) for p in near}
-  if len(lengths) == 1 < len(ranks) and {shapes[p][:1] for p in near} == lengths:
-    if not any(shape[0] in shapes[p][1:] for p in near):
+  lengths = {each for each in near if len(each) == 1}
+  if len(lengths) == 1 and lengths < near and {each[:1] for each in near} == lengths:
+    if not any(shape[0] in each[1:] for each in near):
       return UnitSpec(path, shape, "unit", (0,), node, assumed=True)
   long = [axis for axis in range(len(shape)) if shape[axis] != 1]
   axes = (long[0 if shapes.units_first else -1],) if long else shapes.one_axis(shape)
@@ -1281,6 +1286,9 @@ def _choose(
   # An axis of length 1 indexes nothing.
   if len({tuple(a for a in axes if shape[a] != 1) for axes in fits}) == 1:
     return fits[-1], ()
+  # PyTorch and Equinox call a kernel so, and keep its units first.
+  if _split(kernel)[1] == "weight" and (first := tuple(range(count))) in fits:
+    return first, tuple(axes for axes in fits if axes != first)
   if count == 1:
     if _is_transposed(kernel) and (rank - 2,) in fits:
       return (rank - 2,), ()

@@ -1,12 +1,17 @@
 """UnitMap: vectors and trees, read by units."""
 
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+import alrao_jax as alrao
+from alrao_jax import _unit_map
 from alrao_jax._unit_map import unit_map
-from alrao_jax._units import UnitOptions
+from alrao_jax._units import UnitOptions, read_units, shapes_of
 
 
 def make_params(dtype=jnp.float32):
@@ -189,3 +194,77 @@ def test_the_body_is_the_same_with_and_without_heads():
   units, alone = unit_map(params, OPTIONS), unit_map(body, OPTIONS)
   assert units.body.fingerprint == alone.fingerprint
   assert units.body.num_heads == 0
+
+
+def make_large():
+  """Shapes of a network with 2,000 parameters."""
+
+  def block():
+    heads = {"kernel": (8, 2, 4), "bias": (2, 4)}
+    return {
+      "attention": {
+        **{name: heads for name in ("query", "key", "value")},
+        "out": {"kernel": (2, 4, 8), "bias": (8,)},
+      },
+      "norm": {"scale": (8,), "bias": (8,)},
+      "mlp": {n: {"kernel": (8, 8), "bias": (8,)} for n in ("up", "gate", "down")},
+      "conv": {"kernel": (3, 3, 8, 8), "bias": (8,)},
+      "gate": {"kernel": (8, 8)},
+      "scale": (8,),
+    }
+
+  return {f"block_{i}": block() for i in range(100)}
+
+
+def as_arrays(shapes):
+  make = lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32)  # noqa: E731
+  return jax.tree.map(make, shapes, is_leaf=lambda node: isinstance(node, tuple))
+
+
+@pytest.mark.parametrize(
+  "make", [make_large, lambda: [(4, 8), (8,)] * 1000], ids=["nested", "flat"]
+)
+def test_reading_2000_parameters_takes_less_than_0_3_seconds(make):
+  shapes = shapes_of(as_arrays(make()))
+  assert len(shapes) == 2000
+
+  def seconds():
+    start = time.process_time()  # of this process: the machine may be busy
+    read_units(shapes, UnitOptions())
+    return time.process_time() - start
+
+  assert min(seconds() for _ in range(4)) < 0.3
+
+
+def test_a_step_reads_the_units_once(monkeypatch):
+  params, calls = as_arrays({"dense": {"kernel": (3, 4), "bias": (4,)}, "t": ()}), []
+  count = lambda *args: calls.append(args) or read_units(*args)  # noqa: E731
+  monkeypatch.setattr(_unit_map, "read_units", count)
+  _unit_map._unit_map.cache_clear()
+  optimizer = alrao.alrao(
+    jax.random.key(0), optax.trace(0.9), guard=alrao.guard(), heads=False
+  )
+
+  def step(params):
+    state = optimizer.init(params)
+    updates, state = optimizer.update(params, state, params)
+    return updates, alrao.scalars(state, params, updates)
+
+  jax.eval_shape(step, params)
+  assert len(calls) == 1
+
+
+GUESSED = {"a": {"bases": (5, 4, 6)}, "dense": {"kernel": (8, 20), "bias": (20,)}}
+
+
+def test_an_optimizer_warns_once_of_many_guesses():
+  params = as_arrays(GUESSED)
+  with pytest.warns(UserWarning, match=r"units of 40% .*'a/bases'.*describe_units"):
+    jax.eval_shape(alrao.scale_by_unit_rates(jax.random.key(0)).init, params)
+  # Once: what pytest makes an error would show.
+  jax.eval_shape(alrao.guard_units().init, params)
+
+
+def test_settled_or_few_guesses_are_silent():
+  unit_map(as_arrays(GUESSED), UnitOptions(((r"^a/bases$", (1,)),)))
+  unit_map(as_arrays({**GUESSED, "large": {"kernel": (50, 8), "bias": (8,)}}))

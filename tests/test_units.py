@@ -798,9 +798,9 @@ def test_describe_units_prints_what_is_most_in_doubt_first_and_what_settles_a_ti
   first, second, tie, *_, last = describe_units(params).splitlines()
   assert first.startswith("Assumed, since no rule knows it: c/t of shape (3, 4, 5)")
   assert second.startswith("Assumed, since no rule knows it: b/v of shape (4,)")
-  assert tie.startswith("Tie: d/weight of shape (8, 8), units on axes (1,), but (0,) ")
+  assert tie.startswith("Tie: d/weight of shape (8, 8), units on axes (0,), but (1,) ")
   assert last == "2 of 6 are assumed, 1 are ties."
-  overrides = UnitOptions(((r"^d/weight$", (0,)), (r"b/v|c/t", (0,))), strict=True)
+  overrides = UnitOptions(((r"^d/weight$", (1,)), (r"b/v|c/t", (0,))), strict=True)
   assert describe_units(params, overrides).startswith("parameter")
 
 
@@ -858,8 +858,9 @@ def test_a_tie_follows_its_siblings(params, path, expected):
   [
     ((4, 4, 8), (4,), (0,)),
     ((4, 1, 4), (4,), (0,)),
-    ((8, 8), (8,), (1,)),
-    ((4, 5, 5), (4, 5), (0, 2)),
+    ((8, 8), (8,), (0,)),
+    ((4, 5, 5), (4, 5), (0, 1)),
+    ((3, 8, 8), (8,), (2,)),
   ],
 )
 def test_a_tie_without_siblings_is_reported_and_refused(kernel, bias, expected):
@@ -869,6 +870,11 @@ def test_a_tie_without_siblings_is_reported_and_refused(kernel, bias, expected):
   with pytest.raises(ValueError, match=r"got 'a/weight'.*for AXES, write") as error:
     specs(params, strict=True)
   assert str(found.ties[0]) in str(error.value)
+
+
+def test_a_stack_of_torchs_layers_alone_is_read_as_theirs():
+  params = shapes(a__weight=(4, 4, 4), a__bias=(4, 4))
+  assert specs(params)["a/weight"].ties == ((0, 2), (1, 2))
 
 
 def test_a_square_kernel_without_siblings_is_flaxs():
