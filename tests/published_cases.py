@@ -1823,7 +1823,7 @@ unirep(
 )
 
 
-# --- ten more, later
+# --- ten more, after the rules had learned from those above
 
 jraphx = Package("jraphx", "0.1.0", further=True)
 jraphx(

@@ -94,6 +94,27 @@ def test_unfreezing_goes_on_with_posterior_and_rates(way):
   assert (end["backbone"]["kernel"] != start["backbone"]["kernel"]).any(axis=0).all()
 
 
+def test_complex_parameters_train():
+  (block,) = code_blocks("Complex parameters")
+
+  def normal(seed, *shape):
+    real, imaginary = jax.random.normal(jax.random.key(seed), (2, *shape))
+    return jax.lax.complex(real, imaginary)
+
+  names = {"alrao": alrao, "jax": jax, "jnp": jnp, "optax": optax}
+  names |= {"key": jax.random.key(0), "inputs": normal(0, 8, 3)}
+  names |= {"labels": jnp.arange(8) % 2, "kernel": normal(1, 3, 4)}
+  names |= {"bias": jnp.zeros(4, jnp.complex64), "heads": normal(2, NUM_HEADS, 4, 2)}
+  with jax.numpy_rank_promotion("allow"):
+    exec(compile(block, str(UNITS), "exec"), names)
+    params, opt_state = names["params"], names["opt_state"]
+    losses = []
+    for _ in range(30):
+      params, opt_state, loss = names["step"](params, opt_state)
+      losses.append(float(loss))
+  assert losses[-1] < 0.5 * losses[0]
+
+
 def at(tree, *names):
   for name in names:
     tree = tree[name]

@@ -64,11 +64,13 @@ def fill(tree: Any, name: str) -> Any:
   def number(keys, leaf):
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
       return jax.random.key(0)
-    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+    if not jnp.issubdtype(leaf.dtype, jnp.inexact):
       return jnp.zeros(leaf.shape, leaf.dtype)
     if path_of(keys).endswith("/u"):  # spectral norm: the matrix's norm counts as 1
       return jnp.zeros(leaf.shape, leaf.dtype)
     values = random.uniform(0.3, 0.9, leaf.shape)  # positive: some are variances
+    if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+      values = values + 1j * random.uniform(0.3, 0.9, leaf.shape)
     return jnp.asarray(values, leaf.dtype)
 
   return jax.tree_util.tree_map_with_path(number, tree)
@@ -821,6 +823,21 @@ def equinox_stack(make, *inputs, variant, units=(0, -1), limit=None):
   )
 
 
+# --- complex layers
+COMPLEX = jnp.complex64
+for module, inputs, units in (
+  (partial(nn.Dense, 4), X, None),
+  (partial(nn.Conv, 4, (2, 2), feature_group_count=2), IMAGE, None),
+  (partial(nn.DenseGeneral, (2, 4)), X, {"": (-2, -1)}),
+):
+  dtypes = {"dtype": COMPLEX, "param_dtype": COMPLEX}
+  linen(module(**dtypes), inputs.astype(COMPLEX), variant="complex", units=units)
+nnx_simple(
+  nnx.Linear, 3, 4, param_dtype=COMPLEX, inputs=X.astype(COMPLEX), variant="complex"
+)
+equinox(
+  partial(eqx.nn.Linear, 3, 4, dtype=COMPLEX), X[0].astype(COMPLEX), variant="complex"
+)
 PIXELS = IMAGE[0].transpose(2, 0, 1)  # equinox's channels come first
 for bias in (True, False):
   variant = "bias" if bias else "no bias"
