@@ -519,8 +519,8 @@ def _known_posteriors(opt_state: Any) -> np.ndarray:
   if any(isinstance(weights, jax.core.Tracer) for weights in each):
     raise TypeError(
       "best_heads(opt_state) must know the posterior, got traced values: it fixes the "
-      "shapes of what is kept. Call it, or collapse(...), between two steps, outside of "
-      "jax.jit, and give the indices to what is compiled."
+      "shapes of what is kept. Call it, or collapse(...), between two steps, outside "
+      "of jax.jit, and give the indices to what is compiled."
     )
   return np.stack([np.asarray(weights, np.float64) for weights in each])
 
