@@ -204,7 +204,8 @@ def collapse(
   Training then goes on with the same model, optimizer and training step, which compiles
   once more and costs what the kept heads cost. The parameters, momenta and averages of
   a kept head and the quantile of its learning rate stay the same to the last bit. The
-  posterior is renormalised over the kept heads. The body does not change, and neither
+  posterior goes on as if the others had diverged for good: over the sequences of kept
+  heads alone, with the prior of all heads. The body does not change, and neither
   do its rates, even if they follow the posterior (:func:`schedule_free_alrao`). Its
   arrays are those of the arguments, not copies, so a step that donates the new state's
   buffers ends the old state's too. If all heads are kept, everything is returned as it

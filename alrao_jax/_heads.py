@@ -454,11 +454,11 @@ def hopeful(risk: float = 0.05, *, sizes: Sequence[int] = (5, 2, 1)) -> Hopeful:
   probability of any event at the next step by at most the weight thrown away.
 
   The risk does not count that a lost head might have become the right one later. The
-  prior of :func:`switch` goes on to allow for that: after :math:`t` steps, each head
-  has at least a weight of about :math:`1 / (N (t + 1))`, as the sequences that switch
-  just now share equally. So nothing leaves before the posterior had time to learn: by
-  default, ten heads stay for the first 17 steps or so. This time is inversely
-  proportional to ``risk``.
+  prior of :func:`switch` allows for that: after :math:`t` steps, each head has at least
+  a weight of about :math:`1 / (N (t + 1))`, since the sequences that switch just now
+  share equally. So nothing leaves before the posterior had time to learn: by default,
+  ten heads stay for the first 17 steps or so. This time is inversely proportional to
+  ``risk``.
 
   Args:
     risk: Greatest posterior weight, in ``(0, 1)``, that all removals together throw

@@ -94,6 +94,28 @@ def test_the_prior_keeps_heads_at_first(num_heads):
   assert left == next(t for t in range(1, 40) if losers / (t + 1) <= bound)
 
 
+@pytest.mark.parametrize(
+  "averaging", [alrao.switch(0.9), alrao.bayes(), alrao.fixed_share(0.1)]
+)
+def test_the_posterior_goes_on_as_if_lost_heads_had_diverged_for_good(averaging):
+  tracker, kept = alrao.track_heads(averaging), np.array([1, 3])
+  params = {"out": {"alrao_heads": {"bias": jnp.zeros((N, 2))}}}
+  update = jax.jit(tracker.update)
+  rows = np.random.default_rng(2).normal(size=(6, N)).astype(np.float32)
+  whole = tracker.init(params)
+  for row in rows[:3]:
+    _, whole = update(params, whole, head_log_likelihoods=row)
+  state, fewer = alrao.collapse(tracker, whole, params, kept)
+  for row in rows[3:]:
+    _, state = update(fewer, state, head_log_likelihoods=row[kept])
+    lost = np.full(N, -np.inf, np.float32)
+    lost[kept] = row[kept]
+    _, whole = update(params, whole, head_log_likelihoods=lost)
+    expected = jax.nn.log_softmax(alrao.log_weights(whole)[kept])
+    # Some ten roundings of numbers below 8.
+    np.testing.assert_allclose(alrao.log_weights(state), expected, atol=1e-5)
+
+
 def make_params(num_heads=N):
   return {
     "dense": {"kernel": jnp.ones((4, 7)), "bias": jnp.ones(7)},

@@ -235,7 +235,7 @@ def table(found: Record) -> str:
     )
   count = len(found["rows"][0]["runs"])
   conditions = (
-    f"{count} seed{'s' * (count > 1)}; medians of times, mean and standard deviation of "
+    f"{count} seed{'s' * (count > 1)}; medians of times, means and deviations of "
     f"losses; {records.conditions(found)}"
   )
   return render(found["title"], header, rows, conditions)
