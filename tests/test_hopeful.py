@@ -1,6 +1,9 @@
 """The rule by which heads leave while the network trains."""
 
 import itertools
+import os
+import subprocess
+import sys
 
 import chex
 import flax.linen as nn
@@ -209,6 +212,41 @@ def test_an_nnx_model_loses_hopeless_heads():
   optimizer.update(model, grads, head_log_likelihoods=9 * LOG_LIKELIHOODS)
   alrao.nnx.collapse(model, optimizer, alrao.hopeful(sizes=(2,)))
   assert model.num_heads == 2 and model(jnp.ones((3, 4))).num_heads == 2
+
+
+SPLIT = """
+import jax, jax.numpy as jnp, numpy as np
+import alrao_jax as alrao
+
+auto = jax.sharding.AxisType.Auto
+mesh = jax.make_mesh((2, 2), ("data", "heads"), (auto, auto))
+optimizer = alrao.alrao(jax.random.key(0), averaging=alrao.bayes())
+params = {"out": {"alrao_heads": {"kernel": jnp.arange(24.0).reshape(4, 3, 2)}}}
+_, state = jax.jit(optimizer.update)(
+  params, optimizer.init(params), params,
+  head_log_likelihoods=jnp.array([-90.0, -1.0, -2.0, -30.0]))
+split = jax.device_put((state, params), alrao.head_shardings(optimizer, params, mesh))
+for sizes in ((2,), (3,), (1,)):
+  rule = alrao.hopeful(0.5, sizes=sizes)
+  whole = alrao.collapse(optimizer, state, params, rule)
+  fewer = alrao.collapse(optimizer, *split, rule)
+  jax.tree.map(np.testing.assert_array_equal, fewer, whole)
+  kernel = fewer[1]["out"]["alrao_heads"]["kernel"]
+  assert kernel.shape[0] == sizes[0] and kernel.sharding.is_fully_replicated
+  try:
+    alrao.head_shardings(optimizer, fewer[1], mesh)
+  except ValueError as error:
+    assert f"must split {sizes[0]} heads evenly" in str(error)
+  else:
+    assert sizes == (2,)
+"""
+
+
+@pytest.mark.slow
+def test_heads_that_are_split_over_devices_leave_too():
+  flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+  environment = {**os.environ, **flags, "JAX_PLATFORMS": "cpu"}
+  subprocess.run([sys.executable, "-c", SPLIT], env=environment, check=True)
 
 
 @pytest.mark.parametrize(
