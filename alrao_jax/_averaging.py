@@ -42,7 +42,8 @@ class Averaging(NamedTuple):
   - a method ``renormalised() -> state``, for :func:`collapse`. It makes the weights sum
     to 1 again after every array has lost the entries of the same heads. Without it, a
     state with weights that still sum to 1 stays, log-weights are shifted, and any other
-    state is made new from the kept heads' weights;
+    state is made new from the kept heads' weights. If the first number of heads counts
+    later, keep it in the state, as :class:`SwitchState` does;
   - an attribute ``observations``, for :func:`report`: how many mini-batches it has
     seen.
   """

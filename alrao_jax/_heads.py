@@ -374,52 +374,13 @@ def per_head(
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def best_heads(opt_state: Any, keep: "int | Hopeful" = 1) -> tuple[int, ...]:
-  """Returns the heads with the largest posterior weights.
-
-  Args:
-    opt_state: State of an optimizer that holds one :func:`track_heads`. Its values must
-      be known, so call this outside of ``jax.jit``.
-    keep: How many, 1 to ``num_heads``; or ``alrao.hopeful()``, those that the posterior
-      gives hope, which may be all.
-
-  Returns:
-    Their indices, ascending. Among heads with equal weights, slower heads win.
-    With several MultiHeads, the product of their posteriors decides for a number of
-    heads; see :func:`hopeful` for the rule.
-
-  Raises:
-    ValueError: If ``keep`` is below 1 or above ``num_heads``; if ``opt_state`` holds
-      no posterior, or one for each of several seeds.
-    TypeError: If ``keep`` is no integer, or the posterior is traced.
-
-  Example:
-    >>> import alrao_jax as alrao, jax, jax.numpy as jnp
-    >>> params = {"out": {"alrao_heads": {"bias": jnp.ones((3, 2))}}}
-    >>> tracker = alrao.track_heads()
-    >>> _, state = tracker.update(params, tracker.init(params), params,
-    ...                           head_log_likelihoods=jnp.array([-2.0, -1.0, -1.5]))
-    >>> alrao.best_heads(state, keep=2)
-    (1, 2)
-  """
-  if isinstance(keep, Hopeful):
-    return _hopeful_heads(keep, _known_posteriors(opt_state))
-  _checks.check_count("best_heads()", "keep", keep)
-  joint = np.sum(_known_posteriors(opt_state), axis=0)
-  if keep > joint.size:
-    raise ValueError(
-      f"best_heads(keep=...) must be at most num_heads = {joint.size}, got {keep}."
-    )
-  return tuple(sorted(np.argsort(-joint, stable=True)[:keep].tolist()))
-
-
 @dataclasses.dataclass(frozen=True)
 class Hopeful:
   """Which heads are worth keeping; see :func:`hopeful`.
 
   Attributes:
     risk: See :func:`hopeful`.
-    sizes: See :func:`hopeful`; ascending.
+    sizes: See :func:`hopeful`.
   """
 
   risk: float
@@ -496,14 +457,53 @@ def hopeful(risk: float = 0.05, *, sizes: Sequence[int] = (5, 2, 1)) -> Hopeful:
     )
   for size in sizes:
     _checks.check_count("hopeful()", "sizes", size)
-  return Hopeful(float(risk), tuple(sorted({int(size) for size in sizes})))
+  return Hopeful(float(risk), tuple(dict.fromkeys(int(size) for size in sizes)))
+
+
+def best_heads(opt_state: Any, keep: int | Hopeful = 1) -> tuple[int, ...]:
+  """Returns the heads with the largest posterior weights.
+
+  Args:
+    opt_state: State of an optimizer that holds one :func:`track_heads`. Its values must
+      be known, so call this outside of ``jax.jit``.
+    keep: How many, 1 to ``num_heads``; or ``alrao.hopeful()``, those that the posterior
+      gives hope, which may be all.
+
+  Returns:
+    Their indices, ascending. Among heads with equal weights, slower heads win.
+    With several MultiHeads, the product of their posteriors decides for a number of
+    heads; see :func:`hopeful` for the rule.
+
+  Raises:
+    ValueError: If ``keep`` is below 1 or above ``num_heads``; if ``opt_state`` holds
+      no posterior, or one for each of several seeds.
+    TypeError: If ``keep`` is no integer, or the posterior is traced.
+
+  Example:
+    >>> import alrao_jax as alrao, jax, jax.numpy as jnp
+    >>> params = {"out": {"alrao_heads": {"bias": jnp.ones((3, 2))}}}
+    >>> tracker = alrao.track_heads()
+    >>> _, state = tracker.update(params, tracker.init(params), params,
+    ...                           head_log_likelihoods=jnp.array([-2.0, -1.0, -1.5]))
+    >>> alrao.best_heads(state, keep=2)
+    (1, 2)
+  """
+  if isinstance(keep, Hopeful):
+    return _hopeful_heads(keep, _known_posteriors(opt_state))
+  _checks.check_count("best_heads()", "keep", keep)
+  joint = np.sum(_known_posteriors(opt_state), axis=0)
+  if keep > joint.size:
+    raise ValueError(
+      f"best_heads(keep=...) must be at most num_heads = {joint.size}, got {keep}."
+    )
+  return tuple(sorted(np.argsort(-joint, stable=True)[:keep].tolist()))
 
 
 def _hopeful_heads(rule: Hopeful, log_weights: np.ndarray) -> tuple[int, ...]:
   """The heads that a rule keeps, of log-weights (MultiHeads, heads)."""
   weights = np.exp(log_weights).sum(axis=0)
   order = np.argsort(-weights, stable=True)  # among equals, slower heads win
-  for size in rule.sizes:
+  for size in sorted(rule.sizes):
     shares = sum(size <= other < weights.size for other in rule.sizes)
     thrown = weights[order[size:]].sum()
     if shares and thrown <= rule.risk * shares / len(rule.sizes):
@@ -543,9 +543,10 @@ def follow_leader(
 ) -> Leader:
   """Counts for how many steps in a row one head has had almost all the weight.
 
-  It tells when to :func:`collapse`, without reading values in each step: call it in the
-  compiled training step, carry its result, and read it once in a while. The
-  ``threshold`` and the 200 steps below are no recommendation: each task needs its own::
+  It is for rules of your own about when to :func:`collapse` (:func:`hopeful` is one
+  that needs no numbers): call it in the compiled training step, carry its result, and
+  read it once in a while. The ``threshold`` and the 200 steps below are no
+  recommendation: each task needs its own::
 
     leader = alrao.follow_leader(alrao.log_weights(opt_state))     # before training
     leader = alrao.follow_leader(alrao.log_weights(opt_state), leader)  # in each step
