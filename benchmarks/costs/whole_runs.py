@@ -36,7 +36,7 @@ from benchmarks.training import Workload
 REFERENCE = "sgd"
 
 
-class Case(NamedTuple):
+class RunCase(NamedTuple):
   """What is trained.
 
   Attributes:
@@ -56,16 +56,16 @@ class Case(NamedTuple):
   epochs: int
 
 
-def _lstm(epochs: int) -> Case:
+def _lstm(epochs: int) -> RunCase:
   options = TextOptions(
     level="words", max_epochs=epochs, num_validation=20_000, num_test=20_000
   )
   title = f"LSTM, 10,000 words, {epochs} epoch{'s' * (epochs > 1)}"
-  return Case(title, PennTreebank, TextPlace, options, 1.0, epochs)
+  return RunCase(title, PennTreebank, TextPlace, options, 1.0, epochs)
 
 
 CASES = {
-  "words": Case(
+  "words": RunCase(
     "Arena's words, 1,000 of them",
     ArenaSuite,
     ShortPlace,
@@ -137,7 +137,7 @@ class WholeRuns(Cost):
 
 
 def _workloads(
-  case: Case, names: tuple[str, ...], data_dir: Path | None
+  case: RunCase, names: tuple[str, ...], data_dir: Path | None
 ) -> dict[str, Workload]:
   suite = case.suite(case.place(data_dir))
   rates = {name: case.rate if name == REFERENCE else None for name in names}
@@ -149,7 +149,7 @@ def _workloads(
   }
 
 
-def run(case: Case, workload: Workload, name: str, seed: int) -> Record:
+def run(case: RunCase, workload: Workload, name: str, seed: int) -> Record:
   """Trains once, as for the first time in a process.
 
   Args:
@@ -184,7 +184,7 @@ def run(case: Case, workload: Workload, name: str, seed: int) -> Record:
   }
 
 
-def _record(case: Case, kept: dict[str, list[Record]]) -> Record:
+def _record(case: RunCase, kept: dict[str, list[Record]]) -> Record:
   rows = []
   for name, runs in kept.items():
     pairs = list(zip(runs, kept[REFERENCE], strict=True))
