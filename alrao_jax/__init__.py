@@ -29,11 +29,13 @@ from ._guard import guard as guard
 from ._guard import guard_units as guard_units
 from ._guard import keep_finite as keep_finite
 from ._guard import skip_broken_batches as skip_broken_batches
+from ._heads import Hopeful as Hopeful
 from ._heads import Leader as Leader
 from ._heads import PerHeadState as PerHeadState
 from ._heads import TrackHeadsState as TrackHeadsState
 from ._heads import best_heads as best_heads
 from ._heads import follow_leader as follow_leader
+from ._heads import hopeful as hopeful
 from ._heads import log_weights as log_weights
 from ._heads import per_head as per_head
 from ._heads import track_heads as track_heads

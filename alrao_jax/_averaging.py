@@ -42,7 +42,8 @@ class Averaging(NamedTuple):
   - a method ``renormalised() -> state``, for :func:`collapse`. It makes the weights sum
     to 1 again after every array has lost the entries of the same heads. Without it, a
     state with weights that still sum to 1 stays, log-weights are shifted, and any other
-    state is made new from the kept heads' weights;
+    state is made new from the kept heads' weights. If the first number of heads counts
+    later, keep it in the state, as :class:`SwitchState` does;
   - an attribute ``observations``, for :func:`report`: how many mini-batches it has
     seen.
   """
@@ -59,11 +60,14 @@ class SwitchState(NamedTuple):
     alpha: Shape ``(N,)``, log-weight of "head j now, and may still switch".
     beta: Shape ``(N,)``, log-weight of "head j from now on, forever".
     count: int32 scalar, the time ``t``: 1 before the first observation.
+    log_share: Scalar, ``-log N``: log-probability that a switch goes to head j. Fewer
+      heads after :func:`collapse` keep it, see there.
   """
 
   alpha: jax.Array
   beta: jax.Array
   count: jax.Array
+  log_share: jax.Array
 
   @property
   def observations(self) -> jax.Array:
@@ -92,9 +96,15 @@ class BayesState(NamedTuple):
 
 
 class FixedShareState(NamedTuple):
-  """State of :func:`fixed_share`: ``log_weights``, shape ``(N,)``."""
+  """State of :func:`fixed_share`.
+
+  Attributes:
+    log_weights: Shape ``(N,)``.
+    log_share: Scalar, ``-log N``, as in :class:`SwitchState`.
+  """
 
   log_weights: jax.Array
+  log_share: jax.Array
 
   def renormalised(self) -> "FixedShareState":
     """The state whose weights sum to 1; equal weights if there is no weight at all."""
@@ -227,7 +237,7 @@ def bayes(*, likelihood_scale: float = 1.0) -> Averaging:
   scale = _static("bayes()", "likelihood_scale", likelihood_scale)
   check_positive("bayes()", "likelihood_scale", scale)
   return Averaging(
-    init=functools.partial(_init_share, "bayes().init()", BayesState),
+    init=_init_bayes,
     update=functools.partial(_update_share, "bayes().update()", 0.0, scale),
     log_weights=_share_log_weights,
   )
@@ -265,7 +275,7 @@ def fixed_share(rate: float, *, likelihood_scale: float = 1.0) -> Averaging:
   scale = _static("fixed_share()", "likelihood_scale", likelihood_scale)
   check_positive("fixed_share()", "likelihood_scale", scale)
   return Averaging(
-    init=functools.partial(_init_share, "fixed_share().init()", FixedShareState),
+    init=_init_share,
     update=functools.partial(_update_share, "fixed_share().update()", rate, scale),
     log_weights=_share_log_weights,
   )
@@ -276,7 +286,7 @@ def _init_switch(
 ) -> SwitchState:
   uniform = _uniform("switch().init()", num_heads, dtype)
   alpha, beta = uniform + _log(theta), uniform + _log(1.0 - theta)
-  return SwitchState(alpha, beta, jnp.ones([], jnp.int32))
+  return SwitchState(alpha, beta, jnp.ones([], jnp.int32), _log_share(uniform))
 
 
 def _update_switch(
@@ -290,13 +300,14 @@ def _update_switch(
   alpha = state.alpha + log_likelihoods
   beta = state.beta + log_likelihoods
   # The mass that switches now: P(T = t | T >= t) = 1/(t + 1) under pi_T.
-  pool = jax.nn.logsumexp(alpha) - jnp.log1p(t) - math.log(state.alpha.shape[0])
+  pool = jax.nn.logsumexp(alpha) - jnp.log1p(t) + state.log_share
   # t/(t + 1) of alpha stays where it is; log1p keeps its digits at large t.
   alpha = jnp.logaddexp(alpha - jnp.log1p(1.0 / t), pool + _log(theta))
   beta = jnp.logaddexp(beta, pool + _log(1.0 - theta))
   total = jnp.logaddexp(jax.nn.logsumexp(alpha), jax.nn.logsumexp(beta))
   count = jnp.asarray(optax.safe_increment(state.count))
-  new = SwitchState(alpha - _or_zero(total), beta - _or_zero(total), count)
+  alpha, beta = alpha - _or_zero(total), beta - _or_zero(total)
+  new = SwitchState(alpha, beta, count, state.log_share)
   return _unless_impossible(total, new, state)
 
 
@@ -304,10 +315,13 @@ def _switch_log_weights(state: SwitchState) -> jax.Array:
   return _normalised(jnp.logaddexp(state.alpha, state.beta))
 
 
-def _init_share(
-  call: str, make: Callable[..., Any], num_heads: int, dtype: DTypeLike = jnp.float32
-) -> Any:
-  return make(_uniform(call, num_heads, dtype))
+def _init_bayes(num_heads: int, dtype: DTypeLike = jnp.float32) -> BayesState:
+  return BayesState(_uniform("bayes().init()", num_heads, dtype))
+
+
+def _init_share(num_heads: int, dtype: DTypeLike = jnp.float32) -> FixedShareState:
+  uniform = _uniform("fixed_share().init()", num_heads, dtype)
+  return FixedShareState(uniform, _log_share(uniform))
 
 
 def _update_share(
@@ -317,14 +331,20 @@ def _update_share(
   weights = state.log_weights
   weights = weights + _observation(call, scale, weights, head_log_likelihoods)
   total = jax.nn.logsumexp(weights)
-  share = jnp.full_like(weights, _log(rate) - math.log(weights.shape[0]))
-  weights = jnp.logaddexp(weights - _or_zero(total) + _log(1.0 - rate), share)
+  weights = weights - _or_zero(total)
+  if rate > 0:
+    share = _log(rate) + state.log_share
+    weights = jnp.logaddexp(weights + _log(1.0 - rate), share)
   new = state._replace(log_weights=_normalised(weights))
   return _unless_impossible(total, new, state)
 
 
 def _share_log_weights(state: BayesState | FixedShareState) -> jax.Array:
   return _normalised(state.log_weights)
+
+
+def _log_share(uniform: jax.Array) -> jax.Array:
+  return jnp.full([], -math.log(uniform.size), uniform.dtype)
 
 
 def _log(probability: float) -> float:

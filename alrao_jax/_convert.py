@@ -14,7 +14,14 @@ import optax
 from . import _checks, _tree
 from ._alrao import GatherUnitsState, ScheduleFreeAlraoState, averages_by_path
 from ._averaging import log_normalised, renormalised
-from ._heads import TrackHeadsState, averagings_of, best_heads, by_layer, by_name
+from ._heads import (
+  Hopeful,
+  TrackHeadsState,
+  averagings_of,
+  best_heads,
+  by_layer,
+  by_name,
+)
 from ._rates import ScaleByUnitRatesState
 from ._tree import (
   HEADS,
@@ -190,14 +197,15 @@ def collapse(
   optimizer: optax.GradientTransformation,
   opt_state: Any,
   params: Any,
-  keep: int | Sequence[int] = 1,
+  keep: int | Sequence[int] | Hopeful = 1,
 ) -> tuple[Any, Any]:
   """Keeps the best heads of the optimizer's state and of the parameters.
 
   Training then goes on with the same model, optimizer and training step, which compiles
   once more and costs what the kept heads cost. The parameters, momenta and averages of
   a kept head and the quantile of its learning rate stay the same to the last bit. The
-  posterior is renormalised over the kept heads. The body does not change, and neither
+  posterior goes on as if the others had diverged for good: over the sequences of kept
+  heads alone, with the prior of all heads. The body does not change, and neither
   do its rates, even if they follow the posterior (:func:`schedule_free_alrao`). Its
   arrays are those of the arguments, not copies, so a step that donates the new state's
   buffers ends the old state's too. If all heads are kept, everything is returned as it
@@ -205,6 +213,17 @@ def collapse(
 
   Several MultiHeads keep the same heads, since one ladder of rates serves them all. By
   default the product of their posteriors decides.
+
+  When? With ``keep=alrao.hopeful()``, call it every 50 steps or so: heads leave as soon
+  as the posterior leaves them no hope. Until then a call only reads the posterior, for
+  which it waits for the step under way. With several processes (``jax.distributed``),
+  all must call it after the same step. They take the same decision, since the posterior
+  is replicated.
+
+  Heads that were split over a mesh's axis (:func:`head_shardings`) are replicated over
+  the mesh afterwards. To split them again, and wherever a step names its
+  ``out_shardings``, call :func:`head_shardings` for the new parameters, with a mesh
+  whose axis divides their number.
 
   :func:`take_heads` slices a head's other state (batch statistics, random streams).
   ``alrao_jax.linen.collapse`` does all of this for a ``TrainState``, and
@@ -215,9 +234,10 @@ def collapse(
       heads', and runs on shapes only.
     opt_state: The optimizer's state.
     params: The parameters that the optimizer trains.
-    keep: How many heads, the best by the posterior; or the indices of the heads to
-      keep, in any order: the heads stay sorted, slowest first. Inside ``jax.jit`` give
-      indices, since the posterior is not yet known.
+    keep: How many heads, the best by the posterior; or ``alrao.hopeful()``, those that
+      the posterior gives hope; or the indices of the heads to keep, in any order: the
+      heads stay sorted, slowest first. Inside ``jax.jit`` give indices, since the
+      posterior is not yet known.
 
   Returns:
     The new ``opt_state`` and ``params``, with their boxes (``nn.Partitioned``,
@@ -227,7 +247,8 @@ def collapse(
     ValueError: If ``params`` has no heads, or fewer than ``keep``; indices repeat or
       are out of range; ``opt_state`` is not the optimizer's for these ``params``; a
       transformation's state mixes the heads, so that none can be removed.
-    TypeError: If ``keep`` is neither a number nor indices, or is traced.
+    TypeError: If ``keep`` is neither a number nor indices nor a rule, or is traced; if
+      the posterior that must tell which heads to keep is traced.
 
   Example:
     >>> import alrao_jax as alrao, jax, jax.numpy as jnp
@@ -248,6 +269,8 @@ def collapse(
       "alrao_jax.linen.collapse(state), or alrao_jax.nnx.collapse(model, optimizer)."
     )
   kept = kept_heads(keep, opt_state, params)
+  if kept is None:
+    return opt_state, params
   num_heads = need_heads("collapse()", params)
   leaves, treedef = jax.tree_util.tree_flatten_with_path(opt_state)
   fresh = _tree.fresh_shapes(optimizer, params, num_heads)
@@ -256,10 +279,11 @@ def collapse(
     return opt_state, params
   # The heads' axis is the one that grows with their number.
   more = _tree.fresh_shapes(optimizer, params, num_heads + 1)
-  sliced = [
-    _take(leaf, _heads_axis(path_of(path), *shapes), kept)
-    for (path, leaf), *shapes in zip(leaves, fresh, more, strict=True)
+  axes = [
+    _heads_axis(path_of(path), *shapes)
+    for (path, _), *shapes in zip(leaves, fresh, more, strict=True)
   ]
+  sliced = _take([leaf for _, leaf in leaves], axes, kept)
   params = take_heads(params, kept)
   expected = _tree.fresh_shapes(optimizer, params, len(kept))
   for (path, _), leaf, shape in zip(leaves, sliced, expected, strict=True):
@@ -270,7 +294,8 @@ def collapse(
   opt_state = replace_state(
     opt_state,
     TrackHeadsState,
-    lambda state: _renormalised(next(averagings, None), state),
+    # One program, as in _take.
+    jax.jit(lambda state: _renormalised(next(averagings, None), state)),
   )
   # Fewer heads have another posterior; the units' rates must not jump to it.
   opt_state = replace_state(
@@ -306,23 +331,32 @@ def take_heads(tree: Any, kept: Sequence[int]) -> Any:
   call = "take_heads()"
   _tree.check_tree(call, tree, "tree")
 
-  def take(path, leaf):
+  leaves, treedef = jax.tree_util.tree_flatten_with_path(tree)
+  axes, chosen = [], ()
+  for path, leaf in leaves:
     name = path_of(path)
-    if head_name(name) is None:
-      return leaf
-    if not jnp.ndim(leaf):
+    if (is_head := head_name(name) is not None) and not jnp.ndim(leaf):
       raise ValueError(f"{call} needs the heads on axis 0, got a scalar at {name!r}.")
-    num_heads = jnp.shape(leaf)[0]
-    return _take(leaf, 0, _indices(call, "kept", kept, num_heads))
-
-  return jax.tree_util.tree_map_with_path(take, tree)
+    if is_head:
+      chosen = _indices(call, "kept", kept, jnp.shape(leaf)[0])
+    axes.append(0 if is_head else None)
+  sliced = _take([leaf for _, leaf in leaves], axes, chosen)
+  return jax.tree.unflatten(treedef, sliced)
 
 
 def kept_heads(
-  keep: int | Sequence[int], opt_state: Any, params: Any
-) -> tuple[int, ...]:
-  """The indices of the heads that ``keep`` means; arguments as of :func:`collapse`."""
+  keep: int | Sequence[int] | Hopeful, opt_state: Any, params: Any
+) -> tuple[int, ...] | None:
+  """The indices of the heads that ``keep`` means; arguments as of :func:`collapse`.
+
+  Returns:
+    The indices, ascending; None if a rule lets no head leave.
+  """
   num_heads = need_heads("collapse()", params)
+  if isinstance(keep, Hopeful):
+    # One head has nobody to leave: there is no need to wait for the posterior.
+    kept = (0,) if num_heads == 1 else best_heads(opt_state, keep)
+    return None if len(kept) == num_heads else kept
   if np.ndim(keep):
     return _indices("collapse()", "keep", keep, num_heads)
   _checks.check_count("collapse()", "keep", keep)
@@ -393,8 +427,20 @@ def _heads_axis(name, shape, more):
   return axes[0]
 
 
-def _take(leaf, axis, kept):
-  return leaf if axis is None else leaf[(slice(None),) * axis + (np.asarray(kept),)]
+def _take(leaves, axes, kept):
+  """The kept heads of the arrays that have an axis of heads, and all else as it is."""
+  index = np.asarray(kept)
+
+  def take(i, leaf):
+    return leaf[(slice(None),) * axes[i] + (index,)]
+
+  of_heads = {i: leaf for i, leaf in enumerate(leaves) if axes[i] is not None}
+  arrays = {i: leaf for i, leaf in of_heads.items() if isinstance(leaf, jax.Array)}
+  # One program: operation by operation, each would compile alone, for seconds.
+  taken = jax.jit(lambda xs: {i: take(i, x) for i, x in xs.items()})(arrays)
+  on_host = {i: take(i, leaf) for i, leaf in of_heads.items() if i not in arrays}
+  taken = {**on_host, **taken}
+  return [taken.get(i, leaf) for i, leaf in enumerate(leaves)]
 
 
 def _mixed(name, shape, other):

@@ -1,8 +1,9 @@
 """The heads in an optimizer: their posterior, their own transformations, the best."""
 
 import contextvars
+import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -373,17 +374,105 @@ def per_head(
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def best_heads(opt_state: Any, keep: int = 1) -> tuple[int, ...]:
+@dataclasses.dataclass(frozen=True)
+class Hopeful:
+  """Which heads are worth keeping; see :func:`hopeful`.
+
+  Attributes:
+    risk: See :func:`hopeful`.
+    sizes: See :func:`hopeful`.
+  """
+
+  risk: float
+  sizes: tuple[int, ...]
+
+
+def hopeful(risk: float = 0.05, *, sizes: Sequence[int] = (5, 2, 1)) -> Hopeful:
+  r"""The heads that the posterior still gives hope; the others leave at a stated risk.
+
+  Heads may be thrown away early, say the papers, and with a large output layer they are
+  most of a step's cost. Give the rule to :func:`collapse` every so many steps, between
+  two steps of the training loop. Most calls only look at the posterior, and return
+  their arguments. Now and then one removes heads, and the training step compiles anew::
+
+    for step, batch in enumerate(batches):
+      params, opt_state, loss = train_step(params, opt_state, batch)
+      if step % 50 == 49:
+        opt_state, params = alrao.collapse(
+            optimizer, opt_state, params, keep=alrao.hopeful())
+
+  Each of the :math:`n` ``sizes`` has an equal share of the ``risk``. The best heads
+  stay, of :math:`N`, in the smallest number :math:`k` of ``sizes`` for which the
+  posterior weight of the others is at most the shares from there on,
+
+  .. math::
+    \sum_{j \text{ leaves}} a_j \le \frac{\text{risk}}{n}
+      \left|\{s \in \text{sizes} : k \le s < N\}\right| .
+
+  So every share is spent once: all removals together throw away at most the weight
+  ``risk``. If the posterior is right, this bounds the probability that the right head
+  is among those that leave, at the time they leave. And a removal changes the mixture's
+  probability of any event at the next step by at most the weight thrown away.
+
+  The risk does not count that a lost head might have become the right one later. The
+  prior of :func:`switch` allows for that: after :math:`t` steps, each head has at least
+  a weight of about :math:`1 / (N (t + 1))`, since the sequences that switch just now
+  share equally. So nothing leaves before the posterior had time to learn: by default,
+  ten heads stay for the first 17 steps or so. This time is inversely proportional to
+  ``risk``.
+
+  Args:
+    risk: Greatest posterior weight, in ``(0, 1)``, that all removals together throw
+      away.
+    sizes: Numbers of heads to stop at, each at least 1, in any order. Few, since the
+      training step compiles once for each that it stops at.
+
+  Returns:
+    The rule, for the argument ``keep`` of ``alrao_jax.collapse``,
+    ``alrao_jax.linen.collapse`` and ``alrao_jax.nnx.collapse``. With several
+    MultiHeads, which keep the same heads, their thrown weights add up.
+
+  Raises:
+    ValueError: If ``risk`` is out of its range, or a size below 1, or there is none.
+    TypeError: If ``risk`` is no number, or a size no integer.
+
+  Example:
+    >>> import alrao_jax as alrao, jax.numpy as jnp
+    >>> params = {"out": {"alrao_heads": {"bias": jnp.zeros((3, 2))}}}
+    >>> optimizer = alrao.track_heads(alrao.bayes())
+    >>> _, state = optimizer.update(params, optimizer.init(params), params,
+    ...                             head_log_likelihoods=jnp.array([-9.0, -2.0, -1.0]))
+    >>> _, fewer = alrao.collapse(optimizer, state, params, keep=alrao.hopeful())
+    >>> fewer["out"]["alrao_heads"]["bias"].shape  # weights of 0.0002, 0.27 and 0.73
+    (2, 2)
+
+  Reference:
+    Blier, Wolinski, Ollivier, `Learning with Random Learning Rates
+    <https://arxiv.org/abs/1810.01322>`_, appendix A.
+  """
+  _checks.check_probability("hopeful()", "risk", risk, open=True)
+  if isinstance(sizes, str) or not isinstance(sizes, Sequence) or not sizes:
+    raise ValueError(
+      f"hopeful(sizes=...) must be numbers of heads, such as (5, 2, 1), got {sizes!r}."
+    )
+  for size in sizes:
+    _checks.check_count("hopeful()", "sizes", size)
+  return Hopeful(float(risk), tuple(dict.fromkeys(int(size) for size in sizes)))
+
+
+def best_heads(opt_state: Any, keep: int | Hopeful = 1) -> tuple[int, ...]:
   """Returns the heads with the largest posterior weights.
 
   Args:
     opt_state: State of an optimizer that holds one :func:`track_heads`. Its values must
       be known, so call this outside of ``jax.jit``.
-    keep: How many, 1 to ``num_heads``.
+    keep: How many, 1 to ``num_heads``; or ``alrao.hopeful()``, those that the posterior
+      gives hope, which may be all.
 
   Returns:
     Their indices, ascending. Among heads with equal weights, slower heads win.
-    With several MultiHeads, the product of their posteriors decides.
+    With several MultiHeads, the product of their posteriors decides for a number of
+    heads; see :func:`hopeful` for the rule.
 
   Raises:
     ValueError: If ``keep`` is below 1 or above ``num_heads``; if ``opt_state`` holds
@@ -399,22 +488,41 @@ def best_heads(opt_state: Any, keep: int = 1) -> tuple[int, ...]:
     >>> alrao.best_heads(state, keep=2)
     (1, 2)
   """
+  if isinstance(keep, Hopeful):
+    return _hopeful_heads(keep, _known_posteriors(opt_state))
   _checks.check_count("best_heads()", "keep", keep)
+  joint = np.sum(_known_posteriors(opt_state), axis=0)
+  if keep > joint.size:
+    raise ValueError(
+      f"best_heads(keep=...) must be at most num_heads = {joint.size}, got {keep}."
+    )
+  return tuple(sorted(np.argsort(-joint, stable=True)[:keep].tolist()))
+
+
+def _hopeful_heads(rule: Hopeful, log_weights: np.ndarray) -> tuple[int, ...]:
+  """The heads that a rule keeps, of log-weights (MultiHeads, heads)."""
+  weights = np.exp(log_weights).sum(axis=0)
+  order = np.argsort(-weights, stable=True)  # among equals, slower heads win
+  for size in sorted(rule.sizes):
+    shares = sum(size <= other < weights.size for other in rule.sizes)
+    thrown = weights[order[size:]].sum()
+    if shares and thrown <= rule.risk * shares / len(rule.sizes):
+      return tuple(sorted(order[:size].tolist()))
+  return tuple(range(weights.size))
+
+
+def _known_posteriors(opt_state: Any) -> np.ndarray:
+  """The log-weights of each MultiHead, in float64, (MultiHeads, heads)."""
   call = "best_heads()"
   find_state(opt_state, TrackHeadsState, "track_heads", call)  # an error without one
   each = list(posteriors(call, opt_state).values())
   if any(isinstance(weights, jax.core.Tracer) for weights in each):
     raise TypeError(
       "best_heads(opt_state) must know the posterior, got traced values: it fixes the "
-      "shapes of what is kept. Call it (or collapse(..., keep=1)) outside of jax.jit, "
-      "and give the indices to what is compiled."
+      "shapes of what is kept. Call it, or collapse(...), between two steps, outside "
+      "of jax.jit, and give the indices to what is compiled."
     )
-  joint = np.sum([np.asarray(weights, np.float64) for weights in each], axis=0)
-  if keep > joint.size:
-    raise ValueError(
-      f"best_heads(keep=...) must be at most num_heads = {joint.size}, got {keep}."
-    )
-  return tuple(sorted(np.argsort(-joint, stable=True)[:keep].tolist()))
+  return np.stack([np.asarray(weights, np.float64) for weights in each])
 
 
 class Leader(NamedTuple):
@@ -435,9 +543,10 @@ def follow_leader(
 ) -> Leader:
   """Counts for how many steps in a row one head has had almost all the weight.
 
-  It tells when to :func:`collapse`, without reading values in each step: call it in the
-  compiled training step, carry its result, and read it once in a while. The
-  ``threshold`` and the 200 steps below are no recommendation: each task needs its own::
+  It is for rules of your own about when to :func:`collapse` (:func:`hopeful` is one
+  that needs no numbers): call it in the compiled training step, carry its result, and
+  read it once in a while. The ``threshold`` and the 200 steps below are no
+  recommendation: each task needs its own::
 
     leader = alrao.follow_leader(alrao.log_weights(opt_state))     # before training
     leader = alrao.follow_leader(alrao.log_weights(opt_state), leader)  # in each step

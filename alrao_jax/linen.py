@@ -15,7 +15,7 @@ from flax.training import train_state
 
 from . import _convert, _tree
 from ._checks import check_count, refuses_removed
-from ._heads import TrackHeadsState
+from ._heads import Hopeful, TrackHeadsState
 from ._multi_head import HeadOutputs, head_product, multi_head
 from ._predict import Output, predict_from
 from ._rules import Known, Override, einsum_kernel, overrides_from
@@ -358,7 +358,9 @@ def _check_takes(update: Any, extra: Mapping[str, Any]) -> None:
 
 
 @refuses_removed
-def collapse(state: train_state.TrainState, keep: int | Sequence[int] = 1) -> Any:
+def collapse(
+  state: train_state.TrainState, keep: int | Sequence[int] | Hopeful = 1
+) -> Any:
   """Keeps the best heads of a train state.
 
   It does what ``alrao_jax.collapse`` does for every field of the state: ``params``,
@@ -368,10 +370,11 @@ def collapse(state: train_state.TrainState, keep: int | Sequence[int] = 1) -> An
 
   Args:
     state: The train state, of Flax or of this library.
-    keep: How many heads, the best by the posterior; or their indices.
+    keep: How many heads, the best by the posterior; or their indices; or
+      ``alrao_jax.hopeful()``, those that the posterior gives hope.
 
   Returns:
-    The new state, of the same class.
+    The new state, of the same class; the same object if a rule lets no head leave.
 
   Raises:
     ValueError: As ``alrao_jax.collapse``; if another field holds the state of a second
@@ -402,6 +405,8 @@ def collapse(state: train_state.TrainState, keep: int | Sequence[int] = 1) -> An
   # With fp8 statistics, Flax gives the optimizer only a part of ``params``.
   trained = params["params"] if OVERWRITE_WITH_GRADIENT in params else params
   kept = _convert.kept_heads(keep, state.opt_state, trained)
+  if kept is None:
+    return state
   opt_state, _ = _convert.collapse(state.tx, state.opt_state, trained, kept)
   sliced = {name: _convert.take_heads(getattr(state, name), kept) for name in others}
   return state.replace(**sliced, opt_state=opt_state)

@@ -10,6 +10,7 @@ from flax.errors import TraceContextError
 
 from . import _convert, _tree
 from ._checks import check_count
+from ._heads import Hopeful
 from ._multi_head import HeadOutputs, head_product, multi_head
 from ._predict import Output, predict_from
 from ._rules import Known, Override, einsum_kernel, overrides_from
@@ -266,7 +267,9 @@ def _check_model(call: str, model: Any) -> None:
 
 
 def collapse(
-  model: nnx.Module, optimizer: nnx.Optimizer, keep: int | Sequence[int] = 1
+  model: nnx.Module,
+  optimizer: nnx.Optimizer,
+  keep: int | Sequence[int] | Hopeful = 1,
 ) -> None:
   """Keeps the best heads of a model and of its optimizer, in place.
 
@@ -277,7 +280,8 @@ def collapse(
   Args:
     model: A model with one or several MultiHeads.
     optimizer: The ``nnx.Optimizer`` that trains it.
-    keep: How many heads, the best by the posterior; or their indices.
+    keep: How many heads, the best by the posterior; or their indices; or
+      ``alrao_jax.hopeful()``, those that the posterior gives hope.
 
   Raises:
     ValueError: As ``alrao_jax.collapse``.
@@ -302,6 +306,8 @@ def collapse(
     )
   params = nnx.state(model, optimizer.wrt)
   kept = _convert.kept_heads(keep, optimizer.opt_state, params)
+  if kept is None:
+    return
   opt_state, _ = _convert.collapse(optimizer.tx, optimizer.opt_state, params, kept)
   # The optimizer's state comes first, since only it can be refused.
   is_variable = lambda node: isinstance(node, nnx.Variable)  # noqa: E731

@@ -5,11 +5,12 @@ To add one, add an entry to `METHODS`; to let it take part in the arena, add its
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 import alrao_jax
@@ -53,6 +54,7 @@ class Method(NamedTuple):
     averaged_params: Function of (opt_state, params) that returns the parameters to
       evaluate, where these are not those that train.
     num_heads: How many heads it has, where it has heads and no option says otherwise.
+    keep: Which heads stay while it trains; None: all.
   """
 
   name: str
@@ -63,6 +65,7 @@ class Method(NamedTuple):
   has_heads: bool = False
   averaged_params: Callable[[optax.OptState, PyTree], PyTree] | None = None
   num_heads: int = 10
+  keep: alrao_jax.Hopeful | None = None
 
   @property
   def takes_rate(self) -> bool:
@@ -76,6 +79,96 @@ class Method(NamedTuple):
       opt_state: State of the transformation, alone or within others.
     """
     return alrao_jax.log_weights(opt_state) if self.has_heads else jnp.zeros(0)
+
+
+class Heads:
+  """The heads of a network in training, of which some leave if its method says so.
+
+  A state is a NamedTuple that has ``opt_state``, ``params``, and maybe more fields with
+  heads in them, such as ``batch_stats``.
+
+  Attributes:
+    may_leave: Whether the method lets heads leave.
+  """
+
+  def __init__(
+    self, method: Method, optimizer: optax.GradientTransformation, params: PyTree
+  ):
+    """Counts the heads, if some may leave.
+
+    Args:
+      method: What trains the network.
+      optimizer: What it makes, for any key and rate.
+      params: Parameters with all heads, or their shapes.
+    """
+    self._optimizer, self._method = optimizer, method
+    self.may_leave = method.keep is not None
+    if self.may_leave:
+      opt_state = jax.eval_shape(optimizer.init, params)
+      (self._num_heads,) = method.log_weights(opt_state).shape
+
+  def weights(self, opt_state: optax.OptState) -> jax.Array:
+    """Returns the heads' posterior, (num_heads,), 0 for those that have left.
+
+    Args:
+      opt_state: State of the optimizer.
+    """
+    weights = jnp.exp(self._method.log_weights(opt_state))
+    if not self.may_leave:
+      return weights
+    places = jnp.rint(_ladder(opt_state) * (self._num_heads - 1)).astype(jnp.int32)
+    return jnp.zeros(self._num_heads, weights.dtype).at[places].set(weights)
+
+  def left(self, state: Any) -> list[int]:
+    """Returns the numbers of the heads that are left; none if none may leave.
+
+    Args:
+      state: The state.
+    """
+    if not self.may_leave:
+      return []
+    places = np.rint(np.asarray(_ladder(state.opt_state)) * (self._num_heads - 1))
+    return places.astype(int).tolist()
+
+  def dismiss(self, state: Any) -> Any:
+    """Returns a state without the heads that may leave now.
+
+    Args:
+      state: The state.
+    """
+    if self._method.keep is None:
+      return state
+    kept = alrao_jax.best_heads(state.opt_state, self._method.keep)
+    everyone = len(kept) == self._method.log_weights(state.opt_state).size
+    return state if everyone else self._take(state, kept)
+
+  def only(self, state: Any, left: Sequence[int]) -> Any:
+    """Returns a state with only some heads of a state that has all.
+
+    Args:
+      state: The state.
+      left: What `left` says of the state to return.
+    """
+    return self._take(state, left) if self.may_leave else state
+
+  def _take(self, state: Any, kept: Sequence[int]) -> Any:
+    opt_state, params = alrao_jax.collapse(
+      self._optimizer, state.opt_state, state.params, kept
+    )
+    others = {
+      name: alrao_jax.take_heads(field, kept)
+      for name, field in state._asdict().items()
+      if name not in ("opt_state", "params")
+    }
+    return state._replace(opt_state=opt_state, params=params, **others)
+
+
+def _ladder(opt_state: optax.OptState) -> jax.Array:
+  """The quantiles of the heads that are left."""
+  is_rates = lambda node: isinstance(node, alrao_jax.ScaleByUnitRatesState)  # noqa: E731
+  leaves = jax.tree.leaves(opt_state, is_leaf=is_rates)
+  (ladder,) = (node.ladder for node in leaves if is_rates(node))
+  return ladder
 
 
 class PolynomialAveragingState(NamedTuple):
@@ -218,6 +311,23 @@ _ALL = (
     make=lambda setting: alrao_jax.schedule_free_alrao(setting.key),
     has_heads=True,
     averaged_params=alrao_jax.eval_params,
+  ),
+  Method(
+    "alrao_hopeful",
+    label="Alrao, heads leave",
+    source="Alrao's interval; heads leave by the defaults of alrao_jax.hopeful.",
+    make=lambda setting: alrao(setting.key),
+    has_heads=True,
+    keep=alrao_jax.hopeful(),
+  ),
+  Method(
+    "schedule_free_alrao_hopeful",
+    label="Schedule-free Alrao, heads leave",
+    source="Schedule-free Alrao; heads leave by the defaults of alrao_jax.hopeful.",
+    make=lambda setting: alrao_jax.schedule_free_alrao(setting.key),
+    has_heads=True,
+    averaged_params=alrao_jax.eval_params,
+    keep=alrao_jax.hopeful(),
   ),
   Method(
     "sgd",

@@ -28,6 +28,7 @@ from jax.experimental import multihost_utils
 
 from benchmarks import records
 from benchmarks.console import Display, OutputError
+from benchmarks.methods import Heads
 from benchmarks.records import Record
 
 PyTree = Any
@@ -35,6 +36,7 @@ Step = Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]
 OnProgress = Callable[[int, PyTree], None]
 
 REFRESH_SECONDS = 0.5
+DISMISSAL_STEPS = 50  # steps after which heads may leave
 SUMS = "sums.json"
 DISK = re.compile(
   "no space left|file too large|read-only file system|permission denied|disk quota|"
@@ -64,6 +66,7 @@ class Workload(abc.ABC):
     watched: The parts that are measured after each epoch.
     is_segmented: Whether an epoch is trained a segment at a time, with a checkpoint
       after each, because it takes too long to repeat.
+    heads: The heads, where some may leave.
   """
 
   step: Callable[..., tuple[PyTree, PyTree]]
@@ -75,6 +78,7 @@ class Workload(abc.ABC):
   num_parameters: int
   watched: tuple[str, ...] = ("validation",)
   is_segmented: bool = False
+  heads: Heads | None = None
 
   @abc.abstractmethod
   def init(self, seed: int, rate: Any) -> PyTree:
@@ -124,22 +128,33 @@ class Loop:
   a CPU it is a Python loop over the jitted step: XLA runs convolutions within a scan on
   one thread, several times slower. This is the only place that chooses.
 
+  Heads may leave every `DISMISSAL_STEPS` steps of a call, and at its end. The step is
+  then compiled anew. A call that begins with several heads, which may leave, runs step
+  by step on accelerators, too.
+
   Attributes:
     step: The step.
     num_traces: How many times the step has been traced, hence compiled.
   """
 
-  def __init__(self, step: Step, *, scan: bool | None = None):
+  def __init__(
+    self, step: Step, *, scan: bool | None = None, heads: Heads | None = None
+  ):
     """Makes the loop; nothing is compiled yet.
 
     Args:
       step: Pure function ``(carry, data, batch) -> (carry, outputs)``. The buffers of
         `carry` are donated, those of `data` are not.
       scan: Whether to scan; by default, unless the backend is a CPU.
+      heads: The heads of `carry`, if some may leave. On a CPU such a loop does not
+        scan: its step would be compiled once more for each number of heads.
     """
     self.step = step
     self.num_traces = 0
-    self._scan = jax.default_backend() != "cpu" if scan is None else scan
+    self._heads = heads if heads is not None and heads.may_leave else None
+    if scan is None or self._heads is not None:
+      scan = jax.default_backend() != "cpu"
+    self._scan = scan
 
     def counted(carry, data, batch):
       self.num_traces += 1
@@ -148,7 +163,8 @@ class Loop:
     def scanned(carry, data, batches):
       return jax.lax.scan(lambda carry, x: counted(carry, data, x), carry, batches)
 
-    self._jitted = jax.jit(scanned if self._scan else counted, donate_argnums=0)
+    self._one = jax.jit(counted, donate_argnums=0)
+    self._all = jax.jit(scanned, donate_argnums=0)
 
   def __call__(
     self,
@@ -170,8 +186,9 @@ class Loop:
     Returns:
       The last carry, and the outputs of all steps as numpy arrays, stacked on axis 0.
     """
-    if self._scan:
-      carry, outputs = self._jitted(carry, data, batches)
+    dismisses = self._heads is not None and len(self._heads.left(carry)) > 1
+    if self._scan and not dismisses:
+      carry, outputs = self._all(carry, data, batches)
       outputs = jax.device_get(outputs)
       if on_progress is not None:
         num_steps = len(jax.tree.leaves(batches)[0])
@@ -179,11 +196,15 @@ class Loop:
       return carry, outputs
     collected, last = [], time.perf_counter()
     for i, batch in enumerate(_each(batches)):
-      carry, outputs = self._jitted(carry, data, batch)
+      if dismisses and i and i % DISMISSAL_STEPS == 0:
+        carry = self._heads.dismiss(carry)
+      carry, outputs = self._one(carry, data, batch)
       collected.append(outputs)
       if on_progress is not None and time.perf_counter() - last > REFRESH_SECONDS:
         on_progress(i + 1, jax.device_get(outputs))
         last = time.perf_counter()
+    if dismisses:
+      carry = self._heads.dismiss(carry)
     collected = jax.device_get(collected)
     return carry, jax.tree.map(lambda *xs: np.stack(xs), *collected)
 
@@ -328,12 +349,22 @@ def _train(workload: Workload, plan: Plan, display: Display) -> Record:
   with Checkpoints(plan.checkpoints) as checkpoints:
     state = workload.init(plan.seed, plan.rate)
     best = _to_host(workload.snapshot(state, plan.seed, 0))
+    left = best_left = _left(workload, state)
     history: list[Record] = []
     progress = _Progress()
-    found = checkpoints.restore((state, best))
+
+    def like(notes: dict[str, Any]) -> PyTree:
+      """A state and a snapshot with as many heads as those of a checkpoint."""
+      if workload.heads is None or notes["left"] == notes["best_left"] == left:
+        return state, best  # as it began
+      then = workload.heads.only(state, notes["best_left"])
+      snapshot = _to_host(workload.snapshot(then, plan.seed, 0))
+      return workload.heads.only(state, notes["left"]), snapshot
+
+    found = checkpoints.restore(like)
     if found is not None:
       (state, best), notes = found
-      history = notes["history"]
+      history, best_left = notes["history"], notes["best_left"]
       progress = _Progress(**notes.get("progress", {}))
     per_epoch = workload.steps_per_epoch
     workload.begin_skipped([*_skipped(history), *progress.skipped])
@@ -350,13 +381,23 @@ def _train(workload: Workload, plan: Plan, display: Display) -> Record:
       states = _train_epoch(workload, plan.seed, epoch, state, progress, display)
       for state in states:
         if workload.is_segmented:
-          notes = {"history": history, "progress": dataclasses.asdict(progress)}
+          notes = {
+            "history": history,
+            "progress": dataclasses.asdict(progress),
+            "left": _left(workload, state),
+            "best_left": best_left,
+          }
           checkpoints.save(before + len(progress.losses), (state, best), notes)
       snapshot, record = _validate(workload, plan, state, epoch, progress)
       history.append(record)
       if best_epoch(history, workload.survives_divergence) == epoch:
-        best = _to_host(snapshot)
-      checkpoints.save(before + per_epoch + 1, (state, best), {"history": history})
+        best, best_left = _to_host(snapshot), _left(workload, state)
+      notes = {
+        "history": history,
+        "left": _left(workload, state),
+        "best_left": best_left,
+      }
+      checkpoints.save(before + per_epoch + 1, (state, best), notes)
       if writes:
         records.write(plan.path, history)
       display.end_epoch(record)
@@ -367,6 +408,11 @@ def _train(workload: Workload, plan: Plan, display: Display) -> Record:
   records.write(plan.path, [*history, summary])
   delete(plan.checkpoints)
   return records.read(plan.path)[-1]
+
+
+def _left(workload: Workload, state: PyTree) -> list[int]:
+  """The numbers of the heads that are left; none where none may leave."""
+  return [] if workload.heads is None else workload.heads.left(state)
 
 
 @dataclasses.dataclass
@@ -613,11 +659,14 @@ class Checkpoints:
       with tempfile.TemporaryFile(dir=self._folder) as file:
         os.posix_fallocate(file.fileno(), 0, max(size, 1))
 
-  def restore(self, like: PyTree) -> tuple[PyTree, dict[str, Any]] | None:
+  def restore(
+    self, like: Callable[[dict[str, Any]], PyTree]
+  ) -> tuple[PyTree, dict[str, Any]] | None:
     """Returns what was saved last, or None if nothing was.
 
     Args:
-      like: Tree of arrays of the structure, shapes and dtypes of the saved one.
+      like: Function of the notes that returns a tree of arrays of the structure, shapes
+        and dtypes of the saved one.
 
     Raises:
       CheckpointError: What was saved is damaged, or of another structure.
@@ -634,32 +683,40 @@ class Checkpoints:
         "anew."
       ) from error
 
-  def _restore(self, like: PyTree) -> tuple[PyTree, dict[str, Any]] | None:
+  def _restore(
+    self, like: Callable[[dict[str, Any]], PyTree]
+  ) -> tuple[PyTree, dict[str, Any]] | None:
     steps = self._manager.latest_step()
     if steps is None:
       return None
-    leaves, treedef = jax.tree.flatten(like)
-    self._check(steps, leaves)
-    shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, _filled(leaves))
-    args = ocp.args.Composite(
-      leaves=ocp.args.StandardRestore(shapes), notes=ocp.args.JsonRestore()
+    written = self._check_files(steps)
+    found = self._manager.restore(
+      steps, args=ocp.args.Composite(notes=ocp.args.JsonRestore())
     )
-    found = self._manager.restore(steps, args=args)
-    restored = iter(found["leaves"])
+    notes = found["notes"]
+    leaves, treedef = jax.tree.flatten(like(notes))
+    if written is not None and written != _describe_leaves(leaves):
+      raise ValueError("it is of another network or optimizer")
+    shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, _filled(leaves))
+    args = ocp.args.Composite(leaves=ocp.args.StandardRestore(shapes))
+    restored = iter(self._manager.restore(steps, args=args)["leaves"])
     leaves = [next(restored) if leaf.size else leaf for leaf in leaves]
-    return jax.tree.unflatten(treedef, leaves), found["notes"]
+    return jax.tree.unflatten(treedef, leaves), notes
 
-  def _check(self, steps: int, leaves: list[Any]) -> None:
-    """Compares with what was written: Orbax trusts its files, and fails noisily."""
+  def _check_files(self, steps: int) -> list[str] | None:
+    """Compares with what was written: Orbax trusts its files, and fails noisily.
+
+    Returns:
+      Shape and type of each leaf, as they were written; None if nothing tells.
+    """
     path = self._folder / SUMS
     sums = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     # A process killed before it wrote the sums leaves none, or those of another step.
     if sums.get("steps") != steps:
-      return
+      return None
     if sums["files"] != self._sums(steps):
       raise ValueError("its files are not as they were written")
-    if sums["leaves"] != _describe_leaves(leaves):
-      raise ValueError("it is of another network or optimizer")
+    return sums["leaves"]
 
   def _sums(self, steps: int) -> dict[str, str]:
     """A checksum of each file of a checkpoint."""

@@ -2,10 +2,10 @@
 
     python examples/nnx_classifier.py
 
-After half of the epochs :func:`collapse` removes the losing heads, and training goes on
-at the price of an ordinary network. At the end :func:`export` turns the last head into
-the ordinary output layer of a model that knows nothing of Alrao. The program reaches a
-test accuracy of about 99 %.
+As it trains, :func:`collapse` removes the heads that the posterior gives no hope, so
+that training goes on at the price of an ordinary network. At the end :func:`export`
+turns the best head into the ordinary output layer of a model that knows nothing of
+Alrao. The program reaches a test accuracy of about 99 %.
 """
 
 import dataclasses
@@ -73,7 +73,7 @@ def train_step(model: Classifier, optimizer: nnx.Optimizer, batch: digits.Split)
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """Trains, collapses, exports, and tests the ordinary model."""
+  """Trains, loses heads, exports, and tests the ordinary model."""
 
   epochs: int = 20
   """Passes over the 1,297 training images."""
@@ -95,13 +95,11 @@ def main(config: Config) -> float:
   model = Classifier(10, nnx.Rngs(init_key))
   transformation = alrao.alrao(rates_key)
   optimizer = nnx.Optimizer(model, transformation, wrt=nnx.Param)
-  half = config.epochs // 2
-  for batch in digits.batches(train, half, config.seed):
+  for step, batch in enumerate(digits.batches(train, config.epochs, config.seed), 1):
     train_step(model, optimizer, batch)
+    if step % 50 == 0:  # most calls only look at the posterior
+      alrao.nnx.collapse(model, optimizer, keep=alrao.hopeful())
   print(alrao.report(optimizer.opt_state, nnx.state(model, nnx.Param)))
-  alrao.nnx.collapse(model, optimizer, keep=1)
-  for batch in digits.batches(train, config.epochs - half, (config.seed, 1)):
-    train_step(model, optimizer, batch)
 
   plain = alrao.nnx.export(model, optimizer.opt_state)
   plain.eval()

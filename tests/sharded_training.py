@@ -130,7 +130,10 @@ def train(mesh_name, optimizer_name, folder=None, kill_at=0, steps=NUM_STEPS):
   step = jax.jit(devices.pin(make_step(model, optimizer), shardings), donate_argnums=0)
   losses, done = [], 0
   checkpoints = None if folder is None else Checkpoints(folder)
-  if checkpoints is not None and (found := checkpoints.restore(state)) is not None:
+  if (
+    checkpoints is not None
+    and (found := checkpoints.restore(lambda _: state)) is not None
+  ):
     state, notes = found
     losses, done = notes["losses"], len(notes["losses"])
   share = devices.host_share(mesh)

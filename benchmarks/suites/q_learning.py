@@ -59,6 +59,9 @@ class QOptions:
       OptionError: Options out of range, or that do not go together.
     """
     check_options(self, ("num_heads", "max_epochs", "num_validation", "num_test"))
+    if METHODS[self.optimizer].keep is not None:
+      rule = "must keep its heads, since the target network has them too"
+      refuse("optimizer", rule, self.optimizer)
     if not 0 < self.noise_scale < float("inf"):
       refuse("noise_scale", "must be positive", self.noise_scale)
     num_steps, unit = self.protocol.num_steps, self.max_epochs * self.protocol.num_envs

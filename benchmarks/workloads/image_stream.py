@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
+from benchmarks.console import refuse
 from benchmarks.data import DataError
 from benchmarks.data.image_batches import (
   Batch,
@@ -87,6 +88,10 @@ class StreamWorkload(ClassifierWorkload):
       any_rate=any_rate,
       scan=False,  # the batches are not all there
     )
+    if self.heads.may_leave and mesh is not None and mesh.shape[devices.HEADS] > 1:
+      refuse(
+        "optimizer", "must keep its heads if --mesh-heads splits them", method.name
+      )
     self.data = ()
     self._parts, self._image_size, self._workers = parts, image_size, workers
     self._checkpoint_steps, self._max_epochs = checkpoint_steps, max_epochs
@@ -113,7 +118,8 @@ class StreamWorkload(ClassifierWorkload):
     if self._shardings is None:
       optimizer = self.make_optimizer(jax.random.key(0), rate)
       self._shardings = devices.state_shardings(self._mesh, optimizer, state)
-      self.step = Loop(devices.pin(self._train_step, self._shardings), scan=False)
+      step = devices.pin(self._train_step, self._shardings)
+      self.step = Loop(step, scan=False, heads=self.heads)
     return devices.place(state, self._shardings)
 
   def snapshot(self, state: State, seed: int, epoch: int) -> Snapshot:

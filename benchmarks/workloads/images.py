@@ -13,7 +13,7 @@ from jax.typing import ArrayLike, DTypeLike
 import alrao_jax
 from benchmarks.data import Splits, channel_statistics
 from benchmarks.data.augment import augment, normalize
-from benchmarks.methods import Method, Setting
+from benchmarks.methods import Heads, Method, Setting
 from benchmarks.models import fast_init
 from benchmarks.models.layers import Classifier
 from benchmarks.training import Loop, Workload, num_entries
@@ -104,10 +104,10 @@ class ClassifierWorkload(Workload):
     self.num_parameters = num_entries(shapes["params"])
     self._has_batch_norm = "batch_stats" in shapes
     # Updates read key and rate from their state, so any will do here.
-    self._update = optax.with_extra_args_support(
-      self.make_optimizer(jax.random.key(0), any_rate)
-    ).update
-    self.step = Loop(self._train_step, scan=scan)
+    optimizer = self.make_optimizer(jax.random.key(0), any_rate)
+    self._update = optax.with_extra_args_support(optimizer).update
+    self.heads = Heads(method, optimizer, shapes["params"])
+    self.step = Loop(self._train_step, scan=scan, heads=self.heads)
     self._refresh = Loop(self._refresh_step, scan=scan)
     self._evaluate = Loop(self._evaluate_step, scan=scan)
 
@@ -189,7 +189,7 @@ class ClassifierWorkload(Workload):
     (loss, (extra, batch_stats)), grads = grad_fn(state.params)
     updates, opt_state = self._update(grads, state.opt_state, state.params, **extra)
     params = optax.apply_updates(state.params, updates)
-    outputs = {"loss": loss, "head_weights": jnp.exp(log_weights)}
+    outputs = {"loss": loss, "head_weights": self.heads.weights(state.opt_state)}
     if self.survives_divergence:  # one broken batch would leave them NaN for good
       batch_stats = alrao_jax.keep_finite(batch_stats, state.batch_stats)
     return State(params, batch_stats, opt_state), outputs

@@ -25,7 +25,7 @@ from benchmarks.data.image_crops import decode
 from benchmarks.data.image_files import MAX_GROUP_BYTES
 from benchmarks.data.parquet import Shard
 from benchmarks.data.text_files import UNKNOWN, load_text
-from benchmarks.methods import Method, Setting
+from benchmarks.methods import Heads, Method, Setting
 from benchmarks.models import build_model, short_networks
 from benchmarks.models.decoder import Decoder
 from benchmarks.models.lstm import LSTM
@@ -146,12 +146,12 @@ class ShortWorkload(Workload):
     self.num_parameters = num_entries(shapes["params"])
     self._has_batch_norm = "batch_stats" in shapes
     # Updates read key and rate from their state, so any will do here.
-    self._update = optax.with_extra_args_support(
-      self.make_optimizer(jax.random.key(0), any_rate)
-    ).update
+    optimizer = self.make_optimizer(jax.random.key(0), any_rate)
+    self._update = optax.with_extra_args_support(optimizer).update
+    self.heads = Heads(method, optimizer, shapes["params"])
     # Within a scan, a CPU is slow at convolutions only.
     scan = None if task.has_convolutions else True
-    self.step = Loop(self._train_step, scan=scan)
+    self.step = Loop(self._train_step, scan=scan, heads=self.heads)
     self._evaluate = Loop(self._evaluate_step, scan=scan)
     self._make_snapshot = jax.jit(self._snapshot)
 
@@ -248,7 +248,7 @@ class ShortWorkload(Workload):
     (loss, (extra, batch_stats)), grads = grad_fn(state.params)
     updates, opt_state = self._update(grads, state.opt_state, state.params, **extra)
     params = optax.apply_updates(state.params, updates)
-    outputs = {"loss": loss, "head_weights": jnp.exp(log_weights)}
+    outputs = {"loss": loss, "head_weights": self.heads.weights(state.opt_state)}
     return State(params, batch_stats, opt_state), outputs
 
   def _snapshot(self, state: State, inputs: jax.Array) -> Snapshot:

@@ -13,7 +13,7 @@ import alrao_jax
 from alrao_jax import chunked_mixture_loss
 from benchmarks.data.streams import cut
 from benchmarks.data.text_files import Text
-from benchmarks.methods import Method, Setting
+from benchmarks.methods import Heads, Method, Setting
 from benchmarks.models.language import LanguageModel
 from benchmarks.training import Loop, Workload, num_entries
 
@@ -108,10 +108,10 @@ class TextWorkload(Workload):
     shapes = jax.eval_shape(model.init, jax.random.key(0), self._symbols, self._carry())
     self.num_parameters = num_entries(shapes["params"])
     # Updates read key and rate from their state, so any will do here.
-    self._update = optax.with_extra_args_support(
-      self.make_optimizer(jax.random.key(0), 1.0)
-    ).update
-    self.step = Loop(self._train_step)
+    optimizer = self.make_optimizer(jax.random.key(0), 1.0)
+    self._update = optax.with_extra_args_support(optimizer).update
+    self.heads = Heads(method, optimizer, shapes["params"])
+    self.step = Loop(self._train_step, heads=self.heads)
     self._evaluate = Loop(self._evaluate_step)
 
   def init(self, seed: int, rate: float | None) -> TextState:
@@ -203,7 +203,7 @@ class TextWorkload(Workload):
     (loss, (extra, carry)), grads = grad_fn(state.params)
     updates, opt_state = self._update(grads, state.opt_state, state.params, **extra)
     params = optax.apply_updates(state.params, updates)
-    outputs = {"loss": loss, "head_weights": jnp.exp(log_weights)}
+    outputs = {"loss": loss, "head_weights": self.heads.weights(state.opt_state)}
     return TextState(params, carry, opt_state), outputs
 
   def _features(self, params, symbols, carry, rngs=None) -> Any:

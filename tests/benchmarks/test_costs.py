@@ -12,7 +12,7 @@ import pytest
 import alrao_jax
 from benchmarks import costs, records, timing
 from benchmarks.console import OptionError
-from benchmarks.costs import _cost, many_seeds, memory, pytorch
+from benchmarks.costs import _cost, many_seeds, memory, pytorch, whole_runs
 from benchmarks.costs._contenders import SGD, ImageNetwork
 from benchmarks.costs.many_seeds import ManySeeds
 from benchmarks.costs.memory import Layer, Memory
@@ -273,3 +273,62 @@ def test_networks_of_pytorch_have_as_many_parameters(name, more):
   net, _ = pytorch.NETWORKS[name](module)
   expected = CASES[name].network.workload(SGD).num_parameters + more
   assert sum(p.numel() for p in net.parameters()) == expected
+
+
+# --- Whole runs
+
+
+class CountedRun:
+  """A run of two epochs of two steps, in which one of two heads leaves."""
+
+  data = ()
+
+  def __init__(self):
+    self.seeds = []
+
+  def init(self, seed, rate):
+    self.seeds.append((seed, rate))
+    return 0
+
+  def batches(self, seed, epoch):
+    return epoch
+
+  def step(self, state, data, batches):
+    left = [[0.5, 0.5], [0.5, 0.5]] if batches == 1 else [[0.4, 0.6], [1.0, 0.0]]
+    return state + 1, {"head_weights": np.array(left)}
+
+  def snapshot(self, state, seed, epoch):
+    return state
+
+  def evaluate(self, snapshot, part):
+    return {"loss": float(snapshot)}
+
+
+def test_whole_runs_go_on_after_the_last_seed(tmp_path, monkeypatch, capsys):
+  workloads = {name: CountedRun() for name in ("sgd", "alrao_hopeful", "alrao")}
+  monkeypatch.setattr(whole_runs, "_workloads", lambda *_: workloads)
+  monkeypatch.setitem(
+    whole_runs.CASES, "toy", whole_runs.CASES["words"]._replace(title="Toy", epochs=2)
+  )
+  command = whole_runs.WholeRuns(tmp_path, ("toy",), ("alrao_hopeful",), 1)
+  monkeypatch.setattr(jax, "clear_caches", lambda: None)
+  command()
+  dataclasses.replace(command, seeds=3)()
+  assert workloads["sgd"].seeds == [(0, 1.0), (1, 1.0), (2, 1.0)]
+  assert workloads["alrao_hopeful"].seeds == [(0, None), (1, None), (2, None)]
+  (record,) = collected(tmp_path, tmp_path)
+  first = record["rows"][1]["runs"][0]
+  assert first["left"] == [[0, 2], [3, 1]] and first["loss"] == 2.0
+  assert "2.000 ± 0.000 | 2 from 0; 1 from 3 |" in costs.table(record)
+  assert "### Toy" in capsys.readouterr().out
+  # Other methods begin anew.
+  dataclasses.replace(command, methods=("alrao",))()
+  assert len(workloads["sgd"].seeds) == 4
+
+
+@pytest.mark.parametrize(
+  "options", [{"cases": ("no",)}, {"methods": ("sgd",)}, {"seeds": 0}]
+)
+def test_whole_runs_refuse_what_they_do_not_know(options):
+  with pytest.raises(OptionError):
+    whole_runs.WholeRuns(**options).check()

@@ -96,6 +96,38 @@ def test_a_run_repeats_itself_and_records_its_curve(tmp_path):
   assert summary["test_loss"] == best["test_loss"]  # measured at every point
 
 
+@pytest.mark.slow
+def test_a_run_whose_heads_leave_resumes_on_either_side(tmp_path, monkeypatch):
+  # A head leaves when it has lost a little of the third that each has at first.
+  method = METHODS["alrao_hopeful"]._replace(
+    num_heads=3, keep=alrao_jax.hopeful(0.332, sizes=(2,))
+  )
+  workload = ShortWorkload(DIGITS, DIGITS.load(None), method)
+
+  def run(name):
+    plan = make_plan(tmp_path / name, max_epochs=NUM_POINTS, patience=99)
+    training.train(workload, plan, quiet())
+    return records.read(plan.path)
+
+  *epochs, summary = whole = run("whole")
+  left = [len(np.flatnonzero(epoch["head_weights"][-1])) for epoch in epochs]
+  last = left.index(2)  # the first epoch without one, since the end of that before
+  assert 0 < last < NUM_POINTS - 1 and set(left[last:]) == {2}
+  write, calls = records.write, []
+
+  def killed(*args):
+    write(*args)
+    calls.append(args)
+    if len(calls) in (last, last + 2):  # after a checkpoint without, and later
+      raise KeyboardInterrupt
+
+  monkeypatch.setattr(records, "write", killed)
+  for _ in range(2):
+    with pytest.raises(KeyboardInterrupt):
+      run("killed")
+  assert without_times(run("killed")) == without_times(whole)
+
+
 def test_points_of_a_curve_need_not_be_equally_far_apart(tmp_path):
   workload, (*epochs, _) = train(tmp_path, DIGITS._replace(num_steps=19), "adam")
   assert [len(workload.batches(0, i)) for i in range(1, 9)] == [2, 2, 3, 2, 2, 3, 2, 3]

@@ -49,6 +49,33 @@ def test_loop_compiles_once_and_donates_its_carry():
   assert first.is_deleted()
 
 
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_heads_leave_between_steps_and_at_the_end(backend, monkeypatch):
+  class Halved:
+    """A carry loses half of its entries whenever it may."""
+
+    may_leave = True
+
+    def left(self, carry):
+      return list(range(len(carry)))
+
+    def dismiss(self, carry):
+      return carry[: max(len(carry) // 2, 1)]
+
+  def step(carry, data, batch):
+    return carry + batch, {"size": jnp.full([], len(carry))}
+
+  monkeypatch.setattr(jax, "default_backend", lambda: backend)
+  monkeypatch.setattr(training, "DISMISSAL_STEPS", 2)
+  loop = Loop(step, scan=True, heads=Halved())
+  carry, outputs = loop(jnp.zeros(8), (), np.ones(5, np.float32))
+  assert outputs["size"].tolist() == [8, 8, 4, 4, 2]
+  carry, outputs = loop(carry, (), np.ones(3, np.float32))
+  assert outputs["size"].tolist() == [1, 1, 1]
+  np.testing.assert_array_equal(carry, [8.0])
+  assert loop.num_traces == 4
+
+
 def test_early_stopping_tests_the_best_epoch_with_its_posterior(tmp_path):
   workload = ScriptedWorkload([3.0, 1.0, 2.0, 1.0, 4.0, 0.0])
   summary = training.train(workload, make_plan(tmp_path, patience=3), quiet())
@@ -140,11 +167,11 @@ def test_checkpoint_keeps_every_kind_of_leaf(tmp_path):
     "nested": (jnp.arange(3), [np.full((2, 2), np.nan, np.float32)]),
   }
   with Checkpoints(tmp_path / "checkpoint") as checkpoints:
-    assert checkpoints.restore(tree) is None
+    assert checkpoints.restore(lambda notes: tree) is None
     checkpoints.save(1, jax.tree.map(jnp.zeros_like, tree), {"epoch": 1})
     checkpoints.save(2, tree, {"epoch": 2, "loss": math.inf})
   with Checkpoints(tmp_path / "checkpoint") as checkpoints:
-    found = checkpoints.restore(jax.tree.map(jnp.ones_like, tree))
+    found = checkpoints.restore(lambda notes: jax.tree.map(jnp.ones_like, tree))
   assert found is not None
   restored, notes = found
   assert notes == {"epoch": 2, "loss": math.inf}
