@@ -632,9 +632,11 @@ def _of_states(leaves: Mapping[str, Shape], left: bool) -> dict[str, StateLeaf]:
 def _of_channels(leaves: Mapping[str, Shape]) -> dict[str, StateLeaf]:
   """A layer whose channels have states of their own: eigenvalues by channel."""
   values = [n for n in leaves if _EIGENVALUES.match(n) and len(leaves[n]) == 2]
-  shape = leaves[values[0]] if values else ()
+  if not values:
+    return {}
+  shape = leaves[values[0]]
   single = [n for n in leaves if leaves[n] == shape[:1]]
-  if not values or not any(_PAST_STATES.match(n) for n in single):
+  if not any(_PAST_STATES.match(n) for n in single):
     return {}
   if shape[0] == shape[1] or 1 in shape:
     return {}

@@ -480,7 +480,7 @@ def test_an_override_that_matches_nothing_is_an_error():
   ids=["distribution", "unit_axis", "per_weight", "overrides"],
 )
 def test_alrao_hands_its_options_to_the_rates(options):
-  params = {"square": jnp.ones((4, 4)), **params_with_heads()}
+  params = {"square": {"kernel": jnp.ones((4, 4))}, **params_with_heads()}
   grads, key = gradients(params), jax.random.key(0)
   whole, rates = alrao.alrao(key, **options), alrao.scale_by_unit_rates(key, **options)
   updates, _ = whole.update(
