@@ -114,7 +114,7 @@ def test_mesh_divides_the_work_and_adds_messages():
 
 def test_gradients_and_statistics_are_sent_over_data():
   setup = Setup("small_cnn", 1 / 4, 8, 10, 4, 16, (2, 1))
-  _, _, state, _ = predicted.make_step(setup)
+  state = predicted.make_step(setup).state
   parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(state.params))
   channels = sum(math.prod(x.shape) for x in jax.tree.leaves(state.batch_stats)) // 2
   assert predicted.predict(setup).sent == 4 * (parameters + 3 * channels)
