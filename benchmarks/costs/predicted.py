@@ -171,7 +171,10 @@ def predict(setup: Setup) -> StepCost:
 
 
 def predict_step(
-  whole: Shapes, local: Callable[[], Shapes], mesh_shape: tuple[int, int]
+  whole: Shapes,
+  local: Callable[[], Shapes],
+  mesh_shape: tuple[int, int],
+  on_chip: float = 0.0,
 ) -> StepCost:
   """Predicts what a step costs each device of a mesh.
 
@@ -179,6 +182,8 @@ def predict_step(
     whole: The step on all devices together.
     local: Returns a device's own part: the step of a smaller batch and fewer heads.
     mesh_shape: Sizes of the axes data and heads.
+    on_chip: Bytes of fast memory that a program can plan with. A step whose temporaries
+      and state fit reads each array of the main memory once, and writes the next state.
 
   Raises:
     OptionError: The mesh does not divide the heads.
@@ -204,12 +209,14 @@ def predict_step(
   if columns > 1:
     width = state.params["output"]["alrao_heads"]["kernel"].shape[1]
     sent += 4 * part.examples * width
+  kept = temporaries(jaxpr)
+  fits = held + kept <= on_chip
   return StepCost(
     operations=count(jaxpr, operations) + sent / 4,  # to add it up
-    traffic=count(jaxpr, traffic) + 2 * held,
+    traffic=2 * held + (seen if fits else count(jaxpr, traffic)),
     arguments=held + seen,
     outputs=held + reported + POINTER * (len(jax.tree.leaves(state)) + 2),
-    temporaries=temporaries(jaxpr),
+    temporaries=kept,
     sent=sent,
   )
 
