@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from ._checks import check_count, check_positive, check_probability, is_concrete
-from ._multi_head import HeadOutputs, closure_convert, on_every_device
+from ._multi_head import HeadOutputs, closure_convert, in_chunks, on_every_device
 
 
 class MixtureInfo(NamedTuple):
@@ -706,7 +706,8 @@ def chunked_mixture_loss(
 
   def chunk(inputs):
     features, targets, used = inputs
-    heads = evaluate(features)
+    with in_chunks():
+      heads = evaluate(features)
     check_heads(call, heads, log_weights)
     targets = jax.lax.stop_gradient(targets)
 

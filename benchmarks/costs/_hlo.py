@@ -389,9 +389,7 @@ def _read(name: str, text: str, is_root: bool) -> Instruction:
   end = _closing(text, start)
   inside = text[start + 1 : end]
   operands = tuple(NAME.findall(inside))
-  return Instruction(
-    name, results, opcode, operands, inside, text[end + 1 :], is_root
-  )
+  return Instruction(name, results, opcode, operands, inside, text[end + 1 :], is_root)
 
 
 def _closing(text: str, start: int) -> int:

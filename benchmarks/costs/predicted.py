@@ -183,7 +183,8 @@ def predict_step(
     local: Returns a device's own part: the step of a smaller batch and fewer heads.
     mesh_shape: Sizes of the axes data and heads.
     on_chip: Bytes of fast memory that a program can plan with. A step whose temporaries
-      and state fit reads each array of the main memory once, and writes the next state.
+      fit reads state and batch from the main memory once, and writes the next state.
+      (Where the state does not fit beside them, it is read more often.)
 
   Raises:
     OptionError: The mesh does not divide the heads.
@@ -210,7 +211,7 @@ def predict_step(
     width = state.params["output"]["alrao_heads"]["kernel"].shape[1]
     sent += 4 * part.examples * width
   kept = temporaries(jaxpr)
-  fits = held + kept <= on_chip
+  fits = kept <= on_chip
   return StepCost(
     operations=count(jaxpr, operations) + sent / 4,  # to add it up
     traffic=2 * held + (seen if fits else count(jaxpr, traffic)),

@@ -12,11 +12,12 @@ committed records hold for the same versions is not compiled again.
 
 import contextlib
 import dataclasses
+import functools
 import importlib.metadata
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -26,7 +27,7 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
-from benchmarks import records
+from benchmarks import records, tables
 from benchmarks.console import OptionError
 from benchmarks.costs import _hlo
 from benchmarks.costs._contenders import (
@@ -36,7 +37,7 @@ from benchmarks.costs._contenders import (
   TextNetwork,
 )
 from benchmarks.costs._cost import Cost, check_known, check_positive, render
-from benchmarks.costs.predicted import Shapes, predict_step
+from benchmarks.costs.predicted import Shapes, StepCost, predict_step
 from benchmarks.methods import METHODS
 from benchmarks.records import Record
 from benchmarks.training import Loop
@@ -262,6 +263,23 @@ def trace(
   )
 
 
+def predict_row(
+  network: ImageNetwork | TextNetwork, target: Target, method: str
+) -> tuple[Shapes, StepCost]:
+  """Returns the step on all chips together, and what it is predicted to cost each.
+
+  Args:
+    network: The network, with the batch of a row of chips.
+    target: The chips.
+    method: Name of the optimizer.
+  """
+  rows, columns = target.mesh
+  whole = network._replace(batch_size=network.batch_size * rows)
+  shapes = shapes_of(whole, method, target.num_heads)
+  local = functools.partial(shapes_of, network, method, target.num_heads // columns)
+  return shapes, predict_step(shapes, local, target.mesh, ON_CHIP)
+
+
 def compile_row(
   network: ImageNetwork | TextNetwork, target: Target, method: str
 ) -> Record:
@@ -272,18 +290,10 @@ def compile_row(
     target: The chips.
     method: Name of the optimizer.
   """
-  rows, columns = target.mesh
   chips = describe(target.topology)
-  whole = network._replace(batch_size=network.batch_size * rows)
   print(f"compiling {network.title}: {method}, {target}", flush=True)
   with tracing_for_tpu():
-    shapes = shapes_of(whole, method, target.num_heads)
-    predicted = predict_step(
-      shapes,
-      lambda: shapes_of(network, method, target.num_heads // columns),
-      target.mesh,
-      ON_CHIP,
-    )
+    shapes, predicted = predict_row(network, target, method)
     jax.clear_caches()
     start = time.perf_counter()
     lowered = trace(shapes, target, chips).lower()
@@ -307,7 +317,8 @@ def compile_row(
     "num_heads": target.num_heads if METHODS[method].has_heads else None,
     "batch": network.batch_size,
     "parameter_bytes": sum(
-      math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(shapes.state.params)
+      math.prod(x.shape) * x.dtype.itemsize
+      for x in jax.tree.leaves(shapes.state.params)
     ),
     "counted": {
       "operations": counts.operations,
@@ -348,6 +359,47 @@ def _record(network: ImageNetwork | TextNetwork, rows: Any) -> Record:
   return {"title": network.title, "rows": rows, "environment": versions()}
 
 
+SUMMARY = ("network", "chips", "mesh", *(METHODS[name].label for name in COMPARED[1:]))
+
+
+def summary(found: Iterable[Record]) -> list[str]:
+  """Returns the lines of a table of all networks, as ratios to SGD's.
+
+  Each cell has operations, traffic with the main memory, peak memory, and the cycles
+  that XLA estimates.
+
+  Args:
+    found: The records.
+  """
+  found = sorted(found, key=lambda record: list(NETWORKS).index(record["case"]))
+  lines, used = [], []
+  for record in found:
+    places = dict.fromkeys(tuple(row["key"][:4]) for row in record["rows"])
+    for place in places:
+      rows = {
+        row["method"]: row for row in record["rows"] if tuple(row["key"][:4]) == place
+      }
+      if "sgd" not in rows:
+        continue
+      base = rows["sgd"]["counted"]
+      cells = []
+      for method in COMPARED[1:]:
+        counted = rows[method]["counted"] if method in rows else None
+        ratios = (
+          [f"{counted[name] / base[name]:.2f}" for name in SHOWN] if counted else []
+        )
+        cells.append(" / ".join(ratios))
+      topology, *mesh, _ = place
+      lines.append([record["title"], topology, "x".join(map(str, mesh)), *cells])
+      used += [_with_versions(row, record) for row in rows.values()]
+  return [*tables.markdown(SUMMARY, lines), "", records.conditions_of_all(used)]
+
+
+def _with_versions(row: Record, record: Record) -> Record:
+  return {**row, "environment": row["environment"] | record["environment"]}
+
+
+SHOWN = ("operations", "traffic", "peak", "cycles")
 HEADER = ("chips", "mesh", "batch a row", "optimizer", "operations / SGD's")
 HEADER += ("traffic / SGD's", "peak / SGD's", "peak / (SGD's + 2 x more parameters)")
 HEADER += ("XLA's cycles / SGD's", "kernels", "collectives", "compile, s", "/ SGD's")
@@ -363,14 +415,11 @@ def table(found: Record) -> str:
   Args:
     found: The record.
   """
-  base = {
-    tuple(row["key"][:4]): row for row in found["rows"] if row["method"] == "sgd"
-  }
+  base = {tuple(row["key"][:4]): row for row in found["rows"] if row["method"] == "sgd"}
   cells = [_cells(row, base.get(tuple(row["key"][:4]))) for row in found["rows"]]
   title = f"{found['title']}, compiled for TPUs"
-  made = found["rows"] or [found]
-  conditions = [{**row, "environment": row["environment"] | found["environment"]} for row in made]
-  return render(title, HEADER, cells, records.conditions_of_all(conditions))
+  made = [_with_versions(row, found) for row in found["rows"]] or [found]
+  return render(title, HEADER, cells, records.conditions_of_all(made))
 
 
 def _cells(row: Record, base: Record | None) -> list[str]:

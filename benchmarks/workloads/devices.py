@@ -157,9 +157,7 @@ def input_shardings(mesh: Mesh, inputs: PyTree) -> PyTree:
   """
   data, batch = inputs
   is_text, split = "segment" in batch, batch_sharding(mesh)
-  each = {
-    name: split if name in PER_EXAMPLE else _everywhere(mesh) for name in batch
-  }
+  each = {name: split if name in PER_EXAMPLE else _everywhere(mesh) for name in batch}
   return jax.tree.map(lambda _: split if is_text else _everywhere(mesh), data), each
 
 

@@ -61,6 +61,24 @@ def test_what_is_within_other_functions_counts():
   assert counted(branches, a) < 27
 
 
+def test_a_scan_counts_as_often_as_it_runs():
+  a = jnp.ones((3, 3))
+  scan = lambda a: lax.scan(lambda x, _: (x @ a, None), a, length=5)[0]  # noqa: E731
+  assert counted(scan, a) == 5 * counted(lambda a: a @ a, a)
+
+
+def test_what_fits_on_the_chip_is_read_and_written_once():
+  shapes = predicted.make_step(SETUP)
+  predict = lambda size: predicted.predict_step(  # noqa: E731
+    shapes, lambda: shapes, (1, 1), size
+  )
+  cost = predict(2.0**40)
+  batch = predicted.size(shapes.batch)
+  assert cost.traffic == 2 * (cost.arguments - batch) + batch
+  assert predict(cost.temporaries).traffic == cost.traffic
+  assert predict(cost.temporaries - 1).traffic == predict(0).traffic > cost.traffic
+
+
 def test_temporaries_live_as_long_as_they_are_needed():
   a = jnp.ones((16, 16))
   size = a.nbytes

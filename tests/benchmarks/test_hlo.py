@@ -110,8 +110,9 @@ def test_a_loop_without_a_constant_number_of_turns_is_refused():
 def test_taps_are_those_of_a_convolution_of_ones(size, taps, outputs, options):
   stride, before = options.get("stride", 1), options.get("before", 0)
   dilation = options.get("dilation", 1)
-  spread, reach = (size - 1) * dilation + 1, (taps - 1) * options.get(
-    "kernel_dilation", 1
+  spread, reach = (
+    (size - 1) * dilation + 1,
+    (taps - 1) * options.get("kernel_dilation", 1),
   )
   after = (outputs - 1) * stride + reach + 1 - before - spread
   found = lax.conv_general_dilated(
