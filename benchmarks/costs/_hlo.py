@@ -122,7 +122,7 @@ class Call(NamedTuple):
   computation: str
 
 
-class Counts(NamedTuple):
+class ProgramCounts(NamedTuple):
   """What a program costs.
 
   Attributes:
@@ -219,7 +219,7 @@ class Program:
         for inner in one.calls("calls"):
           yield from self._nested(inner)
 
-  def counts(self) -> Counts:
+  def counts(self) -> ProgramCounts:
     """Returns what a usual step costs."""
     operations = traffic = cycles = kernels = 0
     collectives: dict[str, tuple[int, float]] = collections.defaultdict(lambda: (0, 0))
@@ -234,7 +234,7 @@ class Program:
         count, size = collectives[kind]
         sent = sum(self._sizes(one, computation, stored=False))
         collectives[kind] = (count + times, size + times * sent)
-    return Counts(operations, traffic, cycles, kernels, dict(collectives))
+    return ProgramCounts(operations, traffic, cycles, kernels, dict(collectives))
 
   def stored_arguments(self) -> tuple[float, float]:
     """Returns the bytes of the program's arguments, without and with padding."""
