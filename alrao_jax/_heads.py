@@ -15,6 +15,7 @@ from jax.typing import ArrayLike
 
 from . import _checks, _tree
 from ._averaging import Averaging, switch
+from ._multi_head import on_every_device
 from ._tree import find_state, find_states, state_dtype
 
 
@@ -161,6 +162,7 @@ def track_heads(
     return each.popitem()[1] if len(each) == 1 else by_name(each)
 
   def observe(state, log_likelihoods):
+    log_likelihoods = on_every_device(log_likelihoods)
     new = averaging.update(state.averaging, log_likelihoods)
     weights = averaging.log_weights(new)
     # A user's own method may not know NaN and infinities.

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from ._checks import check_count, check_positive, check_probability, is_concrete
-from ._multi_head import HeadOutputs, closure_convert
+from ._multi_head import HeadOutputs, closure_convert, in_chunks, on_every_device
 
 
 class MixtureInfo(NamedTuple):
@@ -141,7 +141,8 @@ def routed_loss(
 
   def mean(values):
     weighted = constant(weights)[None] * jnp.where(used, values, 0)
-    return weighted.sum(axis=tuple(range(1, values.ndim))) / constant(divisor)
+    sums = weighted.sum(axis=tuple(range(1, values.ndim)))
+    return on_every_device(sums) / constant(divisor)
 
   healthy = jnp.isfinite(mean(values))
   # XLA computes the three evaluations, which only differ in their gradient, as one.
@@ -157,6 +158,7 @@ def routed_loss(
   log_weights = constant(jnp.asarray(log_weights).astype(shared.dtype))
   present = healthy & (log_weights != -jnp.inf)
   log_a = jax.nn.log_softmax(jnp.where(present, log_weights, -jnp.inf))
+  present, log_a = on_every_device(present), on_every_device(log_a)
   column = (-1,) + (1,) * weights.ndim
   joint = jnp.where(present.reshape(column), log_a.reshape(column) + shared, -jnp.inf)
   joint = jnp.where(present.any(), joint, 0)  # keeps the gradient of weights finite
@@ -704,7 +706,8 @@ def chunked_mixture_loss(
 
   def chunk(inputs):
     features, targets, used = inputs
-    heads = evaluate(features)
+    with in_chunks():
+      heads = evaluate(features)
     check_heads(call, heads, log_weights)
     targets = jax.lax.stop_gradient(targets)
 

@@ -290,6 +290,7 @@ def conditions_of_all(found: Iterable[Record]) -> str:
     "flax",
     "optax",
     "torch",
+    "libtpu",
     "alrao_jax",
     "commit",
   )

@@ -23,6 +23,7 @@ import tyro
 
 from benchmarks import costs, pictures, records, studies, suites, tables
 from benchmarks.console import OptionError, writing_to
+from benchmarks.costs import tpu
 from benchmarks.records import RESULTS, ROOT, RecordError
 from benchmarks.standings import Arena, Standing
 from benchmarks.tables import Measure, Row, Table
@@ -423,6 +424,12 @@ def _cost_table(name: str, case: str) -> Callable[[], list[str]]:
   return part
 
 
+def tpu_part() -> list[str]:
+  """Returns the table of all programs that were compiled for TPUs."""
+  found = records.load_costs([records.archive("costs")])
+  return tpu.summary(record for record in found if record["table"] == "tpu")
+
+
 PARTS: dict[str, Callable[[], list[str]]] = {
   "networks": networks_part,
   "arena": arena_part,
@@ -430,6 +437,7 @@ PARTS: dict[str, Callable[[], list[str]]] = {
   "recipe": _study_table("recipe", -1),
   "predicted_check": _cost_table("predicted", "check"),
   "predicted_resnet50": _cost_table("predicted", "resnet50"),
+  "tpu": tpu_part,
 }
 
 

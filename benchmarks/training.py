@@ -166,6 +166,16 @@ class Loop:
     self._one = jax.jit(counted, donate_argnums=0)
     self._all = jax.jit(scanned, donate_argnums=0)
 
+  def trace(self, carry: PyTree, data: PyTree, batches: PyTree) -> jax.stages.Traced:
+    """Returns the program that the loop runs, traced for arguments of some shapes.
+
+    Args:
+      carry: What a step changes; arrays or shapes, likewise the rest.
+      data: What steps only read.
+      batches: As the loop takes them if it scans, else a single batch.
+    """
+    return self._jitted.trace(carry, data, batches)
+
   def __call__(
     self,
     carry: PyTree,

@@ -176,6 +176,24 @@ def test_large_heads_of_flax_have_a_product_each():
     assert eqn.params["dimension_numbers"][1] == ((0,), (0,))  # heads by heads
 
 
+def test_on_tpus_large_heads_have_a_product_each_in_chunks_alone(monkeypatch):
+  monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+  kernels, x = jnp.ones((5, 32, 40)), jnp.ones((4, 32))
+
+  def evaluate(x):
+    return alrao_jax.multi_head(lambda kernel, x: x @ kernel, kernels, x)
+
+  def chunked(x):
+    return alrao_jax.chunked_mixture_loss(
+      evaluate, x, lambda x, y: x[:, 0] + y, x[:, 0], jnp.zeros(5), chunk_size=2
+    )[0]
+
+  (whole,) = products(lambda x: evaluate(x).shared, x)
+  (in_chunks,) = products(chunked, x)
+  assert whole.params["dimension_numbers"][1] == ((), ())
+  assert in_chunks.params["dimension_numbers"][1] == ((0,), (0,))  # heads by heads
+
+
 class LinenOwn(nn.Dense):
   """A dense layer of a user's own."""
 

@@ -19,10 +19,16 @@ from jax.typing import DTypeLike
 import alrao_jax
 from benchmarks.data.dataset import Split, Splits
 from benchmarks.data.text_files import Level, Text
-from benchmarks.methods import METHODS
+from benchmarks.methods import METHODS, Method
 from benchmarks.models import build_model
 from benchmarks.models.language import OutputLayer, build_language_model
-from benchmarks.workloads.images import ImageData, ImageWorkload, State
+from benchmarks.models.layers import Classifier
+from benchmarks.workloads.images import (
+  ClassifierWorkload,
+  ImageData,
+  ImageWorkload,
+  State,
+)
 from benchmarks.workloads.text import TextWorkload
 
 PyTree = Any
@@ -94,7 +100,9 @@ class Network(Protocol):
     """What it is, for a table's heading."""
     ...
 
-  def workload(self, contender: Contender) -> ImageWorkload | TextWorkload:
+  def workload(
+    self, contender: Contender
+  ) -> "ImageWorkload | StreamedNoise | TextWorkload":
     """Returns the workload of its benchmark, on one batch of noise.
 
     Args:
@@ -123,6 +131,9 @@ class ImageNetwork(NamedTuple):
     num_classes: Number of classes.
     norm: Its normalisation.
     dtype: Of its computation.
+    augmented: Whether images are shifted, and mirrored if they have colours.
+    streamed: Whether a batch holds its images, as those read from files do; otherwise
+      all images are on the device.
   """
 
   network: str
@@ -133,6 +144,8 @@ class ImageNetwork(NamedTuple):
   num_classes: int = 10
   norm: Any = "batch"
   dtype: DTypeLike = jnp.float32
+  augmented: bool = False
+  streamed: bool = False
 
   @property
   def title(self) -> str:
@@ -152,7 +165,7 @@ class ImageNetwork(NamedTuple):
     # The output layer is float32 always.
     return 4 * (num_heads or 1) * self.batch_size * self.num_classes
 
-  def workload(self, contender: Contender) -> ImageWorkload:
+  def workload(self, contender: Contender) -> "ImageWorkload | StreamedNoise":
     """Returns the workload of the image benchmarks, on one batch of noise.
 
     Args:
@@ -166,12 +179,6 @@ class ImageNetwork(NamedTuple):
         "ImageNetwork.workload(bare=True) knows the mlp without normalisation, got "
         f"{self.network} with norm={self.norm!r}."
       )
-    generator = np.random.default_rng(0)
-    shape = (self.batch_size, self.side, self.side, self.channels)
-    batch = Split(
-      generator.integers(0, 256, shape, dtype=np.uint8),
-      generator.integers(0, self.num_classes, self.batch_size).astype(np.int32),
-    )
     model = build_model(
       self.network,
       self.num_classes,
@@ -180,15 +187,25 @@ class ImageNetwork(NamedTuple):
       self.dtype,
       self.norm,
     )
+    method, image = METHODS[contender.optimizer], (self.side, self.side, self.channels)
+    if self.streamed:
+      return StreamedNoise(
+        model, method, image, self.batch_size, self.num_classes, self.dtype
+      )
+    generator = np.random.default_rng(0)
+    batch = Split(
+      generator.integers(0, 256, (self.batch_size, *image), dtype=np.uint8),
+      generator.integers(0, self.num_classes, self.batch_size).astype(np.int32),
+    )
     kind = BareMLPWorkload if contender.bare else ImageWorkload
     return kind(
       model,
-      METHODS[contender.optimizer],
+      method,
       ImageData(Splits(batch, batch, batch)),
       batch_size=self.batch_size,
       max_epochs=1000,
-      flip=False,
-      augmented=False,
+      flip=self.augmented and self.channels > 1,
+      augmented=self.augmented,
       dtype=self.dtype,
     )
 
@@ -266,6 +283,68 @@ class TextNetwork(NamedTuple):
       num_test=size,
       chunks=self.chunks,
     )
+
+
+class StreamedNoise(ClassifierWorkload):
+  """The step of the benchmarks whose images are read from files, on noise."""
+
+  def __init__(
+    self,
+    model: Classifier,
+    method: Method,
+    image_shape: tuple[int, int, int],
+    batch_size: int,
+    num_classes: int = 2,
+    dtype: DTypeLike = jnp.float32,
+  ):
+    """Makes the workload; nothing is compiled yet.
+
+    Args:
+      model: The network, with heads if the optimizer needs them.
+      method: The optimizer.
+      image_shape: Height, width and channels.
+      batch_size: Number of images in a step.
+      num_classes: Number of classes.
+      dtype: Of the normalised images.
+    """
+    channels = image_shape[-1]
+    super().__init__(
+      model,
+      method,
+      num_train=batch_size,
+      image_shape=image_shape,
+      mean=np.zeros(channels),
+      std=np.ones(channels),
+      batch_size=batch_size,
+      max_epochs=100,
+      dtype=dtype,
+      scan=False,  # as where they are read one by one
+    )
+    self.data = ()
+    self._shape, self._num_classes = (batch_size, *image_shape), num_classes
+
+  def batches(self, seed: int, epoch: int) -> dict[str, np.ndarray]:
+    """Returns the only batch of an epoch: bytes, labels and a key.
+
+    Args:
+      seed: Seed of the run.
+      epoch: Number of the epoch.
+    """
+    generator = np.random.default_rng([seed, epoch])
+    labels = generator.integers(0, self._num_classes, self._shape[0])
+    return {
+      "images": generator.integers(0, 256, (1, *self._shape), dtype=np.uint8),
+      "labels": labels.astype(np.int32)[None],
+      "key": self._keys(seed, epoch),
+    }
+
+  def evaluate(self, snapshot: Any, part: str) -> dict[str, float]:
+    """There is nothing to evaluate on."""
+    raise NotImplementedError
+
+  def _read(self, data, batch, *, train):
+    del data, train
+    return self._normalize(batch["images"]), batch["labels"]
 
 
 class BareMLPWorkload(ImageWorkload):

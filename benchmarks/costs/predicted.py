@@ -13,7 +13,7 @@ import functools
 import math
 import re
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,12 +25,14 @@ from jax.sharding import AbstractMesh, AxisType
 
 from benchmarks import records
 from benchmarks.console import OptionError
+from benchmarks.costs._contenders import StreamedNoise
 from benchmarks.costs._cost import Cost, check_positive, render
+from benchmarks.costs._hlo import count_taps
 from benchmarks.methods import METHODS, Setting
 from benchmarks.models import build_model
 from benchmarks.records import Record
 from benchmarks.workloads import devices
-from benchmarks.workloads.images import ClassifierWorkload, State
+from benchmarks.workloads.images import State
 
 POINTER = 8  # XLA returns a table of where its results lie
 
@@ -100,27 +102,28 @@ SETUPS = (
 )
 
 
-class StepWorkload(ClassifierWorkload):
-  """The step of the image benchmarks, on the images that a batch holds.
+class Shapes(NamedTuple):
+  """A step, and the shapes of what it takes.
 
-  Nothing is trained with it: it has shapes, and no images.
+  Attributes:
+    step: Function of state, data and batch, to the next state and what is reported.
+    optimizer: Its optimizer.
+    state: What training changes.
+    data: What steps only read.
+    batch: A batch.
+    examples: How many features the output layer gets.
   """
 
-  def batches(self, seed: int, epoch: int) -> Any:
-    """There are none."""
-    raise NotImplementedError
-
-  def evaluate(self, snapshot: Any, part: str) -> dict[str, float]:
-    """There is nothing to evaluate on."""
-    raise NotImplementedError
-
-  def _read(self, data, batch, *, train):
-    del data, train
-    return self._normalize(batch["images"]), batch["labels"]
+  step: Callable[[Any, Any, Any], tuple[Any, Any]]
+  optimizer: Any
+  state: Any
+  data: Any
+  batch: Any
+  examples: int
 
 
-def make_step(setup: Setup) -> tuple[Any, Any, State, Any]:
-  """Returns a step, its optimizer, and the shapes of its state and of its batch.
+def make_step(setup: Setup) -> Shapes:
+  """Returns a step of the image benchmarks, and the shapes of what it takes.
 
   Args:
     setup: The step; its mesh does not matter.
@@ -128,16 +131,7 @@ def make_step(setup: Setup) -> tuple[Any, Any, State, Any]:
   model = build_model(setup.network, setup.classes, setup.heads, setup.width)
   method = METHODS[setup.optimizer]
   shape = (setup.side, setup.side, 3)
-  workload = StepWorkload(
-    model,
-    method,
-    num_train=setup.batch,
-    image_shape=shape,
-    mean=np.zeros(3),
-    std=np.ones(3),
-    batch_size=setup.batch,
-    max_epochs=100,
-  )
+  workload = StreamedNoise(model, method, shape, setup.batch)
   optimizer = method.make(Setting(jax.random.key(0), None, 100, True))
   image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
   init = functools.partial(model.init, train=False)
@@ -151,10 +145,10 @@ def make_step(setup: Setup) -> tuple[Any, Any, State, Any]:
   }
   key = np.zeros(2, np.uint32)  # for dropout, the same on every device
 
-  def step(state, batch):
-    return workload.step.step(state, (), {**batch, "key": key})
+  def step(state, data, batch):
+    return workload.step.step(state, data, {**batch, "key": key})
 
-  return step, optimizer, state, batch
+  return Shapes(step, optimizer, state, (), batch, setup.batch)
 
 
 def predict(setup: Setup) -> StepCost:
@@ -169,33 +163,61 @@ def predict(setup: Setup) -> StepCost:
   rows, columns = setup.mesh
   if setup.batch % rows:
     raise OptionError(f"--mesh-data must divide the batch, {setup.batch}, got {rows}.")
-  axes = (devices.DATA, devices.HEADS)
-  mesh: Any = AbstractMesh(setup.mesh, axes, (AxisType.Auto,) * 2)
-  _, optimizer, state, batch = make_step(setup)
-  shardings = devices.state_shardings(mesh, optimizer, state)
-  held = size(jax.tree.map(_part, state, shardings))
-  seen = size(jax.tree.map(lambda x: _rows(x, rows), batch))
   # Each device's own part is the step of a smaller batch and fewer heads.
   local = dataclasses.replace(
     setup, batch=setup.batch // rows, heads=setup.heads // columns
   )
-  step, _, *local_inputs = make_step(local)
-  jaxpr = jax.make_jaxpr(step)(*local_inputs).jaxpr
+  return predict_step(make_step(setup), lambda: make_step(local), setup.mesh)
+
+
+def predict_step(
+  whole: Shapes,
+  local: Callable[[], Shapes],
+  mesh_shape: tuple[int, int],
+  on_chip: float = 0.0,
+) -> StepCost:
+  """Predicts what a step costs each device of a mesh.
+
+  Args:
+    whole: The step on all devices together.
+    local: Returns a device's own part: the step of a smaller batch and fewer heads.
+    mesh_shape: Sizes of the axes data and heads.
+    on_chip: Bytes of fast memory that a program can plan with. A step whose temporaries
+      fit reads state and batch from the main memory once, and writes the next state.
+      (Where the state does not fit beside them, it is read more often.)
+
+  Raises:
+    OptionError: The mesh does not divide the heads.
+  """
+  rows, columns = mesh_shape
+  axes = (devices.DATA, devices.HEADS)
+  mesh: Any = AbstractMesh(mesh_shape, axes, (AxisType.Auto,) * 2)
+  state, inputs = whole.state, (whole.data, whole.batch)
+  shardings = devices.state_shardings(mesh, whole.optimizer, state)
+  held = size(jax.tree.map(_part, state, shardings))
+  seen = size(jax.tree.map(_part, inputs, devices.input_shardings(mesh, inputs)))
+  part = local()
+  jaxpr = jax.make_jaxpr(part.step)(part.state, part.data, part.batch).jaxpr
   # Of what a head's pullback returns only a half is kept.
   jaxpr, _ = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), instantiate=True)
-  reported = 4 * (1 + setup.heads)  # the loss, and the weights of all heads
+  _, outputs = jax.eval_shape(whole.step, state, *inputs)
+  reported = size(outputs)  # the loss, and the weights of all heads
   gradients = size(jax.tree.map(_part, state.params, shardings.params))
   # Of each mean: forth, its sum and that of squares; back, one more than gradients are.
-  sums = gradients + size(state.batch_stats) * 3 // 2
-  width = state.params["output"]["alrao_heads"]["kernel"].shape[1]
-  features = 4 * local.batch * width
-  sent = (sums if rows > 1 else 0) + (features if columns > 1 else 0)
+  statistics = getattr(state, "batch_stats", {})
+  sums = gradients + size(statistics) * 3 // 2
+  sent = sums if rows > 1 else 0
+  if columns > 1:
+    width = state.params["output"]["alrao_heads"]["kernel"].shape[1]
+    sent += 4 * part.examples * width
+  kept = temporaries(jaxpr)
+  fits = kept <= on_chip
   return StepCost(
     operations=count(jaxpr, operations) + sent / 4,  # to add it up
-    traffic=count(jaxpr, traffic) + 2 * held,
+    traffic=2 * held + (seen if fits else count(jaxpr, traffic)),
     arguments=held + seen,
     outputs=held + reported + POINTER * (len(jax.tree.leaves(state)) + 2),
-    temporaries=temporaries(jaxpr),
+    temporaries=kept,
     sent=sent,
   )
 
@@ -204,25 +226,24 @@ def _part(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(sharding.shard_shape(leaf.shape), leaf.dtype)
 
 
-def _rows(leaf: Any, rows: int) -> jax.ShapeDtypeStruct:
-  return jax.ShapeDtypeStruct((leaf.shape[0] // rows, *leaf.shape[1:]), leaf.dtype)
-
-
 def count_compiled(setup: Setup) -> StepCost:
   """Compiles a step, and returns what XLA says that it costs each device.
 
   Args:
     setup: The step; this process has the devices of its mesh.
   """
-  step, optimizer, state, batch = make_step(setup)
+  shapes = make_step(setup)
   mesh = devices.make_mesh(*setup.mesh)
-  shardings = devices.state_shardings(mesh, optimizer, state)
-  split = jax.tree.map(lambda _: devices.batch_sharding(mesh), batch)
-  pinned = devices.pin(step, shardings)
+  shardings = devices.state_shardings(mesh, shapes.optimizer, shapes.state)
+  inputs = (shapes.data, shapes.batch)
+  pinned = devices.pin(shapes.step, shardings)
   jitted = jax.jit(
-    pinned, in_shardings=(shardings, split), donate_argnums=0, keep_unused=True
+    pinned,
+    in_shardings=(shardings, *devices.input_shardings(mesh, inputs)),
+    donate_argnums=0,
+    keep_unused=True,
   )
-  compiled = jitted.lower(state, batch).compile()
+  compiled = jitted.lower(shapes.state, *inputs).compile()
   counted: Any = compiled.cost_analysis()
   memory: Any = compiled.memory_analysis()
   return StepCost(
@@ -388,7 +409,8 @@ def count(jaxpr: core.Jaxpr, of: Callable[[core.JaxprEqn], float]) -> float:
   total = 0.0
   for eqn in jaxpr.eqns:
     inner = _within(eqn)
-    total += sum(count(each, of) for each in inner) if inner else of(eqn)
+    once = sum(count(each, of) for each in inner) if inner else of(eqn)
+    total += once * (eqn.params["length"] if eqn.primitive.name == "scan" else 1)
   return total
 
 
@@ -505,12 +527,15 @@ def _multiplications(eqn: core.JaxprEqn) -> int:
     numbers.lhs_spec[2:], numbers.rhs_spec[2:], numbers.out_spec[2:], strict=True
   )
   for i, (axis, kernel_axis, result_axis) in enumerate(axes):
-    outputs = np.arange(result[result_axis])[:, None] * params["window_strides"][i]
-    taps = np.arange(kernel[kernel_axis])[None, :] * params["rhs_dilation"][i]
-    at = outputs + taps - params["padding"][i][0]
-    dilation = params["lhs_dilation"][i]
-    valid = (at >= 0) & (at % dilation == 0) & (at < images[axis] * dilation)
-    positions *= int(valid.sum())
+    positions *= count_taps(
+      images[axis],
+      kernel[kernel_axis],
+      result[result_axis],
+      stride=params["window_strides"][i],
+      before=params["padding"][i][0],
+      dilation=params["lhs_dilation"][i],
+      kernel_dilation=params["rhs_dilation"][i],
+    )
   batch = images[numbers.lhs_spec[0]] // params["batch_group_count"]
   return positions * batch * kernel[numbers.rhs_spec[0]] * kernel[numbers.rhs_spec[1]]
 

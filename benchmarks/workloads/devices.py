@@ -35,6 +35,7 @@ from benchmarks.training import CheckpointError
 PyTree = Any
 
 DATA, HEADS = "data", "heads"
+PER_EXAMPLE = {"images", "indices", "labels"}  # arrays of a batch
 EXIT_LOST = 3
 # What a person can mend, and is told in one line.
 REFUSALS = (CheckpointError, DataError, OptionError, OutputError, RecordError)
@@ -144,14 +145,31 @@ def make_global_batch(mesh: Mesh, host_batch: PyTree) -> PyTree:
   )
 
 
+def input_shardings(mesh: Mesh, inputs: PyTree) -> PyTree:
+  """Returns where the data and a batch lie that a step reads.
+
+  Split over the data axis are streams of text, and what a batch has for each example.
+  The rest is on every device: data sets of images, keys, and numbers of segments.
+
+  Args:
+    mesh: From `make_mesh`.
+    inputs: Data and batch of a workload of images or text; arrays or shapes.
+  """
+  data, batch = inputs
+  is_text, split = "segment" in batch, batch_sharding(mesh)
+  each = {name: split if name in PER_EXAMPLE else _everywhere(mesh) for name in batch}
+  return jax.tree.map(lambda _: split if is_text else _everywhere(mesh), data), each
+
+
 def state_shardings(mesh: Mesh, optimizer: Any, state: Any) -> Any:
   """Returns where the arrays of a training state lie.
 
   Args:
     mesh: From `make_mesh`.
     optimizer: The optax optimizer whose state it is.
-    state: A NamedTuple with the fields ``params``, ``batch_stats`` and ``opt_state``,
-      such as the state of a workload of images; arrays or shapes.
+    state: A NamedTuple with the fields ``params`` and ``opt_state``, and with
+      ``batch_stats`` or ``carry``, such as the state of a workload of images or text;
+      arrays or shapes.
 
   Returns:
     The same NamedTuple, of shardings.
@@ -159,14 +177,20 @@ def state_shardings(mesh: Mesh, optimizer: Any, state: Any) -> Any:
   Raises:
     OptionError: The heads can't be split over the mesh's axis, or there are none.
   """
+  found = jax.tree.map(lambda _: _everywhere(mesh), state)
+  if hasattr(state, "carry"):  # of each stream of text
+    carry = jax.tree.map(lambda _: batch_sharding(mesh), state.carry)
+    found = found._replace(carry=carry)
   if mesh.shape[HEADS] == 1:  # nor need there be any heads
-    return jax.tree.map(lambda _: _everywhere(mesh), state)
+    return found
   try:
     opt_state, params = alrao_jax.head_shardings(optimizer, state.params, mesh, HEADS)
   except ValueError as error:
     raise OptionError(f"--mesh-heads: {error}") from error
-  batch_stats = alrao_jax.tree_head_shardings(state.batch_stats, mesh, HEADS)
-  return state._replace(params=params, batch_stats=batch_stats, opt_state=opt_state)
+  if hasattr(state, "batch_stats"):
+    batch_stats = alrao_jax.tree_head_shardings(state.batch_stats, mesh, HEADS)
+    found = found._replace(batch_stats=batch_stats)
+  return found._replace(params=params, opt_state=opt_state)
 
 
 def place(tree: PyTree, shardings: PyTree) -> PyTree:

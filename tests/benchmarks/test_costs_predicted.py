@@ -61,6 +61,24 @@ def test_what_is_within_other_functions_counts():
   assert counted(branches, a) < 27
 
 
+def test_a_scan_counts_as_often_as_it_runs():
+  a = jnp.ones((3, 3))
+  scan = lambda a: lax.scan(lambda x, _: (x @ a, None), a, length=5)[0]  # noqa: E731
+  assert counted(scan, a) == 5 * counted(lambda a: a @ a, a)
+
+
+def test_what_fits_on_the_chip_is_read_and_written_once():
+  shapes = predicted.make_step(SETUP)
+  predict = lambda size: predicted.predict_step(  # noqa: E731
+    shapes, lambda: shapes, (1, 1), size
+  )
+  cost = predict(2.0**40)
+  batch = predicted.size(shapes.batch)
+  assert cost.traffic == 2 * (cost.arguments - batch) + batch
+  assert predict(cost.temporaries).traffic == cost.traffic
+  assert predict(cost.temporaries - 1).traffic == predict(0).traffic > cost.traffic
+
+
 def test_temporaries_live_as_long_as_they_are_needed():
   a = jnp.ones((16, 16))
   size = a.nbytes
@@ -114,7 +132,7 @@ def test_mesh_divides_the_work_and_adds_messages():
 
 def test_gradients_and_statistics_are_sent_over_data():
   setup = Setup("small_cnn", 1 / 4, 8, 10, 4, 16, (2, 1))
-  _, _, state, _ = predicted.make_step(setup)
+  state = predicted.make_step(setup).state
   parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(state.params))
   channels = sum(math.prod(x.shape) for x in jax.tree.leaves(state.batch_stats)) // 2
   assert predicted.predict(setup).sent == 4 * (parameters + 3 * channels)

@@ -18,6 +18,7 @@ from benchmarks.models.layers import Classifier, batch_norm
 from benchmarks.training import Checkpoints
 from benchmarks.workloads import devices
 from benchmarks.workloads.image_stream import use_local_statistics
+from benchmarks.workloads.text import TextState
 
 KEY = jax.random.key(0)
 
@@ -132,6 +133,27 @@ def test_state_without_heads_stands_on_every_device():
   assert jax.tree.structure(shardings) == jax.tree.structure(state)
   with pytest.raises(OptionError, match="--mesh-heads: .* must have heads"):
     devices.state_shardings(devices.make_mesh(2, 2), optimizer, state)
+
+
+def test_streams_of_text_are_split_with_what_they_left_in_the_network():
+  mesh = devices.make_mesh(2, 2)
+  optimizer, state = make_state()
+  text = TextState(state.params, jnp.zeros((6, 3)), state.opt_state)
+  shardings = devices.state_shardings(mesh, optimizer, text)
+  assert shardings.carry == devices.batch_sharding(mesh)
+  assert shardings.params == devices.state_shardings(mesh, optimizer, state).params
+  batch = {"segment": np.int32(0), "key": np.zeros(2, np.uint32)}
+  data, found = devices.input_shardings(mesh, (np.zeros((6, 9)), batch))
+  assert data == devices.batch_sharding(mesh)
+  assert all(sharding.is_fully_replicated for sharding in found.values())
+
+
+def test_images_on_the_devices_are_whole_and_their_indices_split():
+  mesh = devices.make_mesh(2, 2)
+  batch = {"indices": np.zeros(4, int), "key": np.zeros(2, np.uint32)}
+  data, found = devices.input_shardings(mesh, (np.zeros((8, 3)), batch))
+  assert data.is_fully_replicated and found["key"].is_fully_replicated
+  assert found["indices"] == devices.batch_sharding(mesh)
 
 
 def test_heads_that_can_not_be_split_are_refused():
