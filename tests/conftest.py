@@ -32,6 +32,8 @@ jax.config.update("jax_num_cpu_devices", 4)
 
 # Without LLVM's optimizations, compiling takes half the time.
 jax.config.update("jax_disable_most_optimizations", True)
+# Nobody reads which line of Python an operation came from.
+jax.config.update("jax_traceback_in_locations_limit", 0)
 
 # Many tests compile the same small programs: JAX's persistent cache, shared by the
 # workers of one run, saves a third of the suite's time. It is thrown away at the end,
