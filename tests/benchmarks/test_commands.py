@@ -427,7 +427,9 @@ def swallows(then):
   then()
 
 
-@pytest.mark.parametrize("then", [lambda: [time.sleep(0.01) for _ in range(3000)], lambda: None])
+@pytest.mark.parametrize(
+  "then", [lambda: [time.sleep(0.01) for _ in range(3000)], lambda: None]
+)
 def test_an_interrupt_that_was_swallowed_comes_again(monkeypatch, capsys, then):
   monkeypatch.setattr(command._Interrupt, "again", 0.1)
   cache = jax.config.jax_compilation_cache_dir
