@@ -327,7 +327,9 @@ def observing(optimizer):
   return run
 
 
-recipe = functools.cache(alrao.schedule_free_alrao)
+@functools.cache
+def recipe():
+  return alrao.schedule_free_alrao(KEY)
 
 
 def body_rates(opt_state, params):
@@ -344,7 +346,7 @@ def saved_and_restored(tree):
 
 @pytest.mark.parametrize("observed", OBSERVED, ids=["equal", "winner", "apart"])
 def test_collapse_moves_no_rate_that_follows_the_posterior(observed):
-  optimizer = recipe(KEY)
+  optimizer = recipe()
   params = make_params()
   opt_state = observe(
     optimizer, params, optimizer.init(params), jnp.array(observed), steps=20
@@ -366,7 +368,7 @@ def test_collapse_moves_no_rate_that_follows_the_posterior(observed):
 
 
 def test_with_one_head_rates_stand_and_with_several_they_follow():
-  optimizer = recipe(KEY)
+  optimizer = recipe()
   params = make_params()
   observed = jnp.array(OBSERVED[1])
   opt_state = observe(optimizer, params, optimizer.init(params), observed, steps=20)
