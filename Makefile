@@ -8,7 +8,8 @@
 PYTHON ?= python3
 VENV ?= $(if $(filter-out python3,$(PYTHON)),.venv-$(subst /,_,$(PYTHON)),.venv)
 BIN := $(VENV)/bin
-PYTEST_ARGS ?= -n auto
+# A worker begins with its own half of the tests, as neighbours share what they compile.
+PYTEST_ARGS ?= -n auto --dist worksteal
 
 .PHONY: help demo benchmark test slow step-times lint types build clean
 .DEFAULT_GOAL := help

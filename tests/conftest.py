@@ -6,8 +6,19 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import jax
-import pytest
+# Before JAX starts. Tests compile far more than they compute: emitting fusions through
+# MLIR takes half the time of compiling, and cutting small programs into parts some of
+# it. An XLA that has no other way to emit them overlooks the first.
+os.environ["XLA_FLAGS"] = " ".join(
+  (
+    "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters",
+    "--xla_cpu_parallel_codegen_split_count=1",
+    os.environ.get("XLA_FLAGS", ""),
+  )
+)
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -19,9 +30,10 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 # Several simulated devices, for the tests of sharding; all others use the first.
 jax.config.update("jax_num_cpu_devices", 4)
 
-# Tests compile far more than they compute: without LLVM's optimizations, compiling
-# takes half the time.
+# Without LLVM's optimizations, compiling takes half the time.
 jax.config.update("jax_disable_most_optimizations", True)
+# Nobody reads which line of Python an operation came from.
+jax.config.update("jax_traceback_in_locations_limit", 0)
 
 # Many tests compile the same small programs: JAX's persistent cache, shared by the
 # workers of one run, saves a third of the suite's time. It is thrown away at the end,
@@ -33,6 +45,13 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forget_compiled():
+  """Frees what a module has compiled, of which a process else gathers gigabytes."""
+  yield
+  jax.clear_caches()
 
 
 def pytest_collection_modifyitems(items):

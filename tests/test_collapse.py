@@ -311,16 +311,25 @@ OBSERVED = ([0.0] * N, [-3.0, -2.5, 0.0, -2.0, -3.0], [0.0, -9.0, -9.0, -9.0, -0
 
 def observe(optimizer, params, opt_state, observed, steps=1):
   """Steps that see these log-likelihoods; the parameters stay."""
-  grads = jax.tree.map(jnp.ones_like, params)
+  return observing(optimizer)(params, opt_state, observed, steps)
 
+
+@functools.cache
+def observing(optimizer):
   @jax.jit
-  def run(opt_state):
+  def run(params, opt_state, observed, steps):
+    grads = jax.tree.map(jnp.ones_like, params)
     step = lambda _, state: optimizer.update(  # noqa: E731
       grads, state, params, head_log_likelihoods=observed
     )[1]
     return jax.lax.fori_loop(0, steps, step, opt_state)
 
-  return run(opt_state)
+  return run
+
+
+@functools.cache
+def recipe():
+  return alrao.schedule_free_alrao(KEY)
 
 
 def body_rates(opt_state, params):
@@ -337,7 +346,7 @@ def saved_and_restored(tree):
 
 @pytest.mark.parametrize("observed", OBSERVED, ids=["equal", "winner", "apart"])
 def test_collapse_moves_no_rate_that_follows_the_posterior(observed):
-  optimizer = alrao.schedule_free_alrao(KEY)
+  optimizer = recipe()
   params = make_params()
   opt_state = observe(
     optimizer, params, optimizer.init(params), jnp.array(observed), steps=20
@@ -359,7 +368,7 @@ def test_collapse_moves_no_rate_that_follows_the_posterior(observed):
 
 
 def test_with_one_head_rates_stand_and_with_several_they_follow():
-  optimizer = alrao.schedule_free_alrao(KEY)
+  optimizer = recipe()
   params = make_params()
   observed = jnp.array(OBSERVED[1])
   opt_state = observe(optimizer, params, optimizer.init(params), observed, steps=20)

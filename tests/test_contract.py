@@ -97,10 +97,14 @@ def run(optimizer, steps=3, dtype=jnp.float32, **extra):
   return params, state
 
 
-def assert_trees_close(a, b, rtol=1e-5):
-  jax.tree.map(
-    functools.partial(np.testing.assert_allclose, rtol=rtol, atol=1e-37), a, b
-  )
+def assert_trees_close(a, b, rtol=1e-5, roundings=0):
+  """Equal up to `rtol`, or to float32's rounding of a leaf's largest entry."""
+
+  def check(a, b):
+    atol = 1e-37 + roundings * 2.0**-24 * float(np.abs(b).max(initial=0))
+    np.testing.assert_allclose(a, b, rtol=rtol, atol=atol)
+
+  jax.tree.map(check, a, b)
 
 
 @each_optimizer
@@ -167,7 +171,9 @@ def test_scan_equals_a_loop(name):
 
   params = make_params()
   scanned, _ = jax.lax.scan(body, (params, optimizer.init(params)), length=3)
-  assert_trees_close(scanned, run(optimizer))
+  # XLA fuses the two loops in its own way each: some ten roundings in each of three
+  # steps, which show where a parameter comes near zero.
+  assert_trees_close(scanned, run(optimizer), roundings=30)
 
 
 @each_optimizer

@@ -505,12 +505,13 @@ def test_overflow_in_a_rematerialised_head_spares_the_others(sized):
 
 def assert_victim_is_spared(head_fn, params, victim):
   features, labels, log_weights = batch()
-  (loss, info), grads = gradient_fn(head_fn)(params, features, labels, log_weights)
+  step = compiled_step(head_fn)
+  (loss, info), grads = step(params, features, labels, log_weights)
   assert np.flatnonzero(~info.healthy).tolist() == [victim]
   assert np.isfinite(loss)
   assert all_finite(grads)
   others = jax.tree.map(lambda x: jnp.delete(x, victim, axis=0), (params, log_weights))
-  _, expected = gradient_fn(head_fn)(others[0], features, labels, others[1])
+  _, expected = step(others[0], features, labels, others[1])
   assert_close(grads[1], expected[1], terms=NUM_HEADS * HIDDEN)
 
 
@@ -526,9 +527,9 @@ def test_infinite_residuals_of_healthy_heads_count_as_they_are(sized):
   features, labels, log_weights = batch()
   inputs = features, jnp.zeros_like(features).at[:, 3:6].set(-jnp.inf)
   for head_fn in (masked, rematerialised(masked)):
-    (loss, info), grads = gradient_fn(head_fn)(params, inputs, labels, log_weights)
+    (loss, info), grads = compiled_step(head_fn)(params, inputs, labels, log_weights)
     assert info.healthy.all()
-    (expected_loss, _), expected = gradient_fn(head_fn, two_evaluations)(
+    (expected_loss, _), expected = compiled_step(head_fn, two_evaluations)(
       params, inputs, labels, log_weights
     )
     assert_close(loss, expected_loss, terms=BATCH)

@@ -1,7 +1,10 @@
 """The command line: what it starts, and what it says of what can't be."""
 
 import contextlib
+import dataclasses
+import functools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,6 +36,7 @@ OPTIONS = ImageOptions(
   num_test=16,
   max_epochs=2,
 )
+MAKE_WORKLOAD = Cifar10._make_workload
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +44,21 @@ def _standard_promotion():
   # Other libraries' optimizers are not written for strict promotion.
   with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
     yield
+
+
+@pytest.fixture(autouse=True)
+def _one_workload(monkeypatch):
+  """All runs share their workloads: tracing one takes seconds, training it none."""
+  monkeypatch.setattr(Cifar10, "_make_workload", make_workload)
+
+
+@functools.cache
+def made(options):
+  return MAKE_WORKLOAD(Cifar10(), options)
+
+
+def make_workload(suite, options):
+  return made(dataclasses.replace(options, seed=0, rate=None))
 
 
 @pytest.fixture
@@ -273,12 +292,11 @@ def test_errors_of_other_files_are_not_those_of_the_folder(tmp_path):
 # --- What is read to go on
 
 
-@pytest.fixture
-def begun(tmp_path, monkeypatch):
-  """A run interrupted after its first epoch: the suite, its plan, its checkpoint."""
-  suite = Cifar10()
-  plan = suite.plan(OPTIONS, tmp_path / "out")
-  workload = suite.workload(OPTIONS)
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory):
+  """The folder of a run interrupted after its first epoch."""
+  plan = Cifar10().plan(OPTIONS, tmp_path_factory.mktemp("begun") / "out")
+  workload = made(OPTIONS)
   batches = workload.batches
 
   def interrupt(seed, epoch):
@@ -287,9 +305,19 @@ def begun(tmp_path, monkeypatch):
     return batches(seed, epoch)
 
   workload.batches = interrupt
-  with pytest.raises(KeyboardInterrupt):
-    training.train(workload, plan, quiet())
+  with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+    with pytest.raises(KeyboardInterrupt):
+      training.train(workload, plan, quiet())
   workload.batches = batches
+  return plan.out
+
+
+@pytest.fixture
+def begun(tmp_path, interrupted):
+  """A run interrupted after its first epoch: the suite, its plan, its checkpoint."""
+  suite = Cifar10()
+  plan = suite.plan(OPTIONS, tmp_path / "out")
+  shutil.copytree(interrupted, plan.out)
   return suite, plan, plan.checkpoints
 
 

@@ -1,6 +1,7 @@
 """Costs: how they are measured in turns, written and shown, and those but steps."""
 
 import dataclasses
+import functools
 import importlib
 import sys
 import types
@@ -168,9 +169,12 @@ def test_options_that_measure_nothing_are_errors(cost, message, tmp_path):
 
 # --- Many seeds
 
+seed_steps = functools.cache(many_seeds.SeedSteps)  # compiling all ways takes seconds
+
 
 def test_several_seeds_are_timed_each_way(tmp_path, monkeypatch, capsys):
   monkeypatch.setitem(many_seeds.NETWORKS, "tiny", NETWORK)
+  monkeypatch.setattr(many_seeds, "SeedSteps", seed_steps)
   out = tmp_path / "out"
   ManySeeds(networks=("tiny",), num_seeds=(4,), rounds=1, steps=1, out=out)()
   (record,) = collected(out, tmp_path)
@@ -186,7 +190,7 @@ def test_several_seeds_are_timed_each_way(tmp_path, monkeypatch, capsys):
 
 
 def test_all_ways_train_all_seeds_equally():
-  seeds = many_seeds.SeedSteps(NETWORK, 4)
+  seeds = seed_steps(NETWORK, 4)
   for _ in range(2):
     for run in seeds.ways.values():
       run(1)
@@ -195,7 +199,7 @@ def test_all_ways_train_all_seeds_equally():
     for one, two in zip(
       jax.tree.leaves(sequential), jax.tree.leaves(other), strict=True
     ):
-      # Sums of at most 36 products and 8 examples, over three steps.
+      # Sums of at most 36 products and 8 examples, over a few steps.
       np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-5)
 
 
