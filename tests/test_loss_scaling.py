@@ -66,8 +66,8 @@ def norm(tree):
   return float(jnp.sqrt(sum((x**2).sum() for x in jax.tree.leaves(tree))))
 
 
-def assert_told_or_right(loss_fn, params):
-  """At every scale: not finite, or the gradients at scale 1, of body and heads."""
+def scaled_gradients(loss_fn):
+  """A function from parameters and a scale to whether all is finite, and gradients."""
 
   @jax.jit
   def gradients(params, scale):
@@ -75,6 +75,11 @@ def assert_told_or_right(loss_fn, params):
     _, finite, _, grads = scaler.value_and_grad(loss_fn)(params)
     return finite, grads
 
+  return gradients
+
+
+def assert_told_or_right(gradients, params):
+  """At every scale: not finite, or the gradients at scale 1, of body and heads."""
   finite, right = gradients(params, jnp.float32(1))
   assert finite
   told = []
@@ -99,13 +104,14 @@ def test_at_every_scale_gradients_are_right_or_not_finite(api, body, size):
     log_weights = jnp.log(jnp.full(4, 0.25))
     return alrao.classification_loss(apply(params, X), LABELS, log_weights)[0]
 
-  assert_told_or_right(loss_fn, params)
+  gradients = scaled_gradients(loss_fn)
+  assert_told_or_right(gradients, params)
   # A head that has diverged neither hides the others nor stops them.
   with_nan = {
     **params,
     "out": jax.tree.map(lambda x: x.at[1].set(jnp.nan), params["out"]),
   }
-  assert_told_or_right(loss_fn, with_nan)
+  assert_told_or_right(gradients, with_nan)
 
 
 def test_at_every_scale_the_gradients_of_chunks_are_right_or_not_finite():
@@ -129,7 +135,7 @@ def test_at_every_scale_the_gradients_of_chunks_are_right_or_not_finite():
       evaluate, features, log_prob, LABELS, log_weights, chunk_size=12
     )[0]
 
-  assert_told_or_right(loss_fn, params)
+  assert_told_or_right(scaled_gradients(loss_fn), params)
 
 
 STEPS = 400

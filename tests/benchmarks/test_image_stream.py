@@ -10,11 +10,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import image_stream_cases
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from image_stream_cases import make_workload
 from imagenet_cases import write_parquet
 from training_cases import ScriptedWorkload, make_plan, quiet, without_times
 
@@ -150,6 +150,20 @@ def _standard_promotion():
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
   return write_parquet(tmp_path_factory.mktemp("data") / "imagenette")
+
+
+LOOPS = {}  # by the options that what is compiled depends on
+
+
+def make_workload(data, **changes):
+  """A workload, which shares what is compiled with those before of its kind."""
+  workload = image_stream_cases.make_workload(data, **changes)
+  kind = tuple(sorted((k, v) for k, v in changes.items() if k != "max_corrupt"))
+  if "mesh" not in changes:
+    loops = workload.step, workload._refresh, workload._evaluate
+    loops = LOOPS.setdefault(kind, loops)
+    workload.step, workload._refresh, workload._evaluate = loops
+  return workload
 
 
 def interrupted_after(workload, steps):

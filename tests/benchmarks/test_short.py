@@ -71,10 +71,14 @@ DIGITS = ShortTask("toy", "toy", short.digits, perceptron, num_steps=16, batch_s
 DIABETES = DIGITS._replace(load=short.diabetes)
 
 
+@functools.cache
+def workload_of(task, method):
+  return ShortWorkload(task, task.load(None), METHODS[method])
+
+
 def train(out, task, method, seed=0, rate=None):
   """Trains once; returns the workload and the records."""
-  data = task.load(None)
-  workload = ShortWorkload(task, data, METHODS[method])
+  workload = workload_of(task, method)
   plan = make_plan(out, seed=seed, rate=rate, max_epochs=NUM_POINTS, patience=99)
   training.train(workload, plan, quiet())
   return workload, records.read(plan.path)
