@@ -174,7 +174,8 @@ class Loop:
       data: What steps only read.
       batches: As the loop takes them if it scans, else a single batch.
     """
-    return self._jitted.trace(carry, data, batches)
+    jitted = self._all if self._scan else self._one
+    return jitted.trace(carry, data, batches)
 
   def __call__(
     self,
@@ -196,8 +197,10 @@ class Loop:
     Returns:
       The last carry, and the outputs of all steps as numpy arrays, stacked on axis 0.
     """
-    dismisses = self._heads is not None and len(self._heads.left(carry)) > 1
-    if self._scan and not dismisses:
+    heads = self._heads
+    if heads is not None and len(heads.left(carry)) == 1:
+      heads = None  # nobody is left to leave
+    if self._scan and heads is None:
       carry, outputs = self._all(carry, data, batches)
       outputs = jax.device_get(outputs)
       if on_progress is not None:
@@ -206,15 +209,15 @@ class Loop:
       return carry, outputs
     collected, last = [], time.perf_counter()
     for i, batch in enumerate(_each(batches)):
-      if dismisses and i and i % DISMISSAL_STEPS == 0:
-        carry = self._heads.dismiss(carry)
+      if heads is not None and i and i % DISMISSAL_STEPS == 0:
+        carry = heads.dismiss(carry)
       carry, outputs = self._one(carry, data, batch)
       collected.append(outputs)
       if on_progress is not None and time.perf_counter() - last > REFRESH_SECONDS:
         on_progress(i + 1, jax.device_get(outputs))
         last = time.perf_counter()
-    if dismisses:
-      carry = self._heads.dismiss(carry)
+    if heads is not None:
+      carry = heads.dismiss(carry)
     collected = jax.device_get(collected)
     return carry, jax.tree.map(lambda *xs: np.stack(xs), *collected)
 

@@ -220,11 +220,11 @@ def shapes_of(
   state = workload.init(0, rate)
   batch = jax.tree.map(lambda leaf: leaf[0], workload.batches(0, 1))
   examples = network.batch_size * getattr(network, "length", 1)
-  shapes = jax.tree.map(
+  state, data, batch = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), (state, workload.data, batch)
   )
   optimizer = workload.make_optimizer(jax.random.key(0), rate)
-  return Shapes(workload.step.step, optimizer, *shapes, examples)
+  return Shapes(workload.step.step, optimizer, state, data, batch, examples)
 
 
 def trace(

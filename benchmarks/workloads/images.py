@@ -106,7 +106,7 @@ class ClassifierWorkload(Workload):
     # Updates read key and rate from their state, so any will do here.
     optimizer = self.make_optimizer(jax.random.key(0), any_rate)
     self._update = optax.with_extra_args_support(optimizer).update
-    self.heads = Heads(method, optimizer, shapes["params"])
+    self.heads: Heads = Heads(method, optimizer, shapes["params"])
     self.step = Loop(self._train_step, scan=scan, heads=self.heads)
     self._refresh = Loop(self._refresh_step, scan=scan)
     self._evaluate = Loop(self._evaluate_step, scan=scan)

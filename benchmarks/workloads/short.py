@@ -148,7 +148,7 @@ class ShortWorkload(Workload):
     # Updates read key and rate from their state, so any will do here.
     optimizer = self.make_optimizer(jax.random.key(0), any_rate)
     self._update = optax.with_extra_args_support(optimizer).update
-    self.heads = Heads(method, optimizer, shapes["params"])
+    self.heads: Heads = Heads(method, optimizer, shapes["params"])
     # Within a scan, a CPU is slow at convolutions only.
     scan = None if task.has_convolutions else True
     self.step = Loop(self._train_step, scan=scan, heads=self.heads)

@@ -110,7 +110,7 @@ class TextWorkload(Workload):
     # Updates read key and rate from their state, so any will do here.
     optimizer = self.make_optimizer(jax.random.key(0), 1.0)
     self._update = optax.with_extra_args_support(optimizer).update
-    self.heads = Heads(method, optimizer, shapes["params"])
+    self.heads: Heads = Heads(method, optimizer, shapes["params"])
     self.step = Loop(self._train_step, heads=self.heads)
     self._evaluate = Loop(self._evaluate_step)
 
