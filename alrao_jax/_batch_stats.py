@@ -46,7 +46,7 @@ def recomputed(
     return _step(update, known, treedef, leaves, others, batch)
 
   kept: list[float | None] = []
-  sums: list[np.ndarray] = []
+  sums: list[Any] = []
   start, total = leaves, 0
   for batch in batches:
     if not kept:
@@ -56,12 +56,13 @@ def recomputed(
         leaf if m is None else _filled(leaf, 0.0)
         for leaf, m in zip(leaves, kept, strict=True)
       ]
-      sums = [np.zeros(np.shape(leaf), np.float64) for leaf in leaves]
+      sums = [0.0] * len(leaves)
     size = _num_examples(batch)
     total += size
     for number, new in enumerate(step(start, batch)):
       if kept[number] is not None:
-        sums[number] += size * np.asarray(new, np.float64)
+        # At least float32, and on the devices where the statistics are.
+        sums[number] += size * new.astype(jnp.promote_types(new.dtype, jnp.float32))
   if not total:
     raise ValueError(f"{call} needs at least one batch, got none.")
   if all(m is None for m in kept):
@@ -71,7 +72,7 @@ def recomputed(
     )
   return treedef.unflatten(
     [
-      jnp.array(leaf if m is None else sum / total / (1 - m), leaf.dtype)
+      jnp.array(leaf if m is None else sum / (total * (1 - m)), leaf.dtype)
       for leaf, m, sum in zip(leaves, kept, sums, strict=True)
     ]
   )

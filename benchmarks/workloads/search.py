@@ -32,15 +32,15 @@ from benchmarks.models.layers import ConvBlock
 from benchmarks.models.lstm import LSTM
 from benchmarks.models.short_networks import FromStart, Predictor
 from benchmarks.training import Loop
-from benchmarks.workloads.images import Snapshot, State
+from benchmarks.workloads.images import State
 from benchmarks.workloads.short import (
   Examples,
   ShortData,
   ShortTask,
   ShortWorkload,
+  floats,
 )
 
-NUM_STATISTICS = 40  # batches for batch normalisation's statistics
 TILE = 16  # side, in pixels
 LENGTH = 32  # characters of an example
 FLIPPED = 0.2  # share of labels that are drawn anew
@@ -167,33 +167,6 @@ class SearchWorkload(ShortWorkload):
     scan = None if task.short.has_convolutions else True
     self.step = Loop(self._train_step, scan=scan)
     self._evaluate = Loop(self._evaluate_step, scan=scan)
-    self._forward = self._forward_step  # one object, so that it is compiled once
-
-  def snapshot(self, state: State, seed: int, epoch: int) -> Snapshot:
-    """Returns what predictions need.
-
-    Where weights are averaged, BatchNorm's statistics are those of batches that the run
-    has trained on last.
-
-    Args:
-      state: The state after `epoch`.
-      seed: Seed of the run.
-      epoch: Number of the point of the curve; 0 before training.
-    """
-    params, batch_stats = state.params, state.batch_stats
-    if self._method.averaged_params is not None:
-      params = self._method.averaged_params(state.opt_state, params)
-      if self._has_batch_norm and epoch > 0:
-        last = self.batches(seed, epoch)[-NUM_STATISTICS:]
-        variables = alrao_jax.linen.recompute_batch_stats(
-          self._forward,
-          {"params": params, "batch_stats": batch_stats},
-          ((self.data.inputs[each], each) for each in last),
-        )
-        batch_stats = variables["batch_stats"]
-    # Copies, since the state's buffers are donated to the next step.
-    copied = jax.tree.map(jnp.array, (params, batch_stats))
-    return Snapshot(*copied, self._method.log_weights(state.opt_state))
 
   def _forward_step(self, variables, batch):
     inputs, indices = batch
@@ -265,17 +238,6 @@ class SearchWorkload(ShortWorkload):
       losses = losses.reshape(len(valid), -1).mean(axis=-1)
       total = jnp.where(valid, losses, 0.0).sum()
     return carry, total + (valid.sum() if self._regression else 0.0)
-
-
-def floats(inputs: jax.Array) -> jax.Array:
-  """Returns images, which are bytes, as numbers around 0, and all else as it is.
-
-  Args:
-    inputs: Of any task.
-  """
-  if inputs.dtype == jnp.uint8:
-    return (inputs.astype(jnp.float32) / 255 - 0.5) / 0.25
-  return inputs
 
 
 # --- Data

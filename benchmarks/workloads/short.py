@@ -17,6 +17,7 @@ import optax
 from PIL import Image
 
 import alrao_jax
+from alrao_jax.linen import recompute_batch_stats
 from benchmarks import data
 from benchmarks.data import DataError
 from benchmarks.data.cache import Arrays, cached
@@ -31,16 +32,12 @@ from benchmarks.models.decoder import Decoder
 from benchmarks.models.lstm import LSTM
 from benchmarks.models.short_networks import FromStart, Predictor
 from benchmarks.training import Loop, Workload, num_entries
-from benchmarks.workloads.images import Snapshot, State
+from benchmarks.workloads.images import NUM_STATISTICS, Snapshot, State
 
 PyTree = Any
 
 NUM_POINTS = 8  # of a run's curve
 EVALUATION_BATCH = 100  # in 500 the transformer takes twice as long on a CPU
-STATISTICS_BATCH = 500
-# All batch normalisation of `benchmarks.models` keeps .9 of its averages at a step, so
-# that from zero one batch leaves a tenth of its own statistics.
-STATISTICS_SHARE = 0.1
 MIN_HEAD_WEIGHT = 0.05  # of a head that counts in a mean, which one far off would ruin
 MAX_IMAGES = 4 * 13_394  # four times Imagenette's
 NUM_TRAIN, NUM_VALIDATION, NUM_TEST = 10_000, 2_000, 2_000
@@ -138,7 +135,7 @@ class ShortWorkload(Workload):
     }
     self.data = self._parts["train"]
     self._regression = data.is_regression
-    example = _floats(self.data.inputs[:1])
+    example = floats(self.data.inputs[:1])
     self._init_network = jax.jit(
       lambda key: self._model.init(key, example, train=False)
     )
@@ -153,7 +150,7 @@ class ShortWorkload(Workload):
     scan = None if task.has_convolutions else True
     self.step = Loop(self._train_step, scan=scan, heads=self.heads)
     self._evaluate = Loop(self._evaluate_step, scan=scan)
-    self._make_snapshot = jax.jit(self._snapshot)
+    self._forward = self._forward_step  # one object, which is compiled once
 
   def init(self, seed: int, rate: Any) -> State:
     """Returns the state that training starts from.
@@ -187,15 +184,28 @@ class ShortWorkload(Workload):
   def snapshot(self, state: State, seed: int, epoch: int) -> Snapshot:
     """Returns what predictions need.
 
-    Where weights are averaged, BatchNorm's statistics are those of a large batch.
+    Where weights are averaged, BatchNorm's statistics are those of the batches that the
+    run has trained on last.
 
     Args:
       state: The state after `epoch`.
       seed: Seed of the run.
       epoch: Number of the point of the curve; 0 before training.
     """
-    del seed, epoch
-    return self._make_snapshot(state, self.data.inputs)
+    params, batch_stats = state.params, state.batch_stats
+    if self._method.averaged_params is not None:
+      params = self._method.averaged_params(state.opt_state, params)
+      if self._has_batch_norm and epoch > 0:
+        last = self.batches(seed, epoch)[-NUM_STATISTICS:]
+        variables = recompute_batch_stats(
+          self._forward,
+          {"params": params, "batch_stats": batch_stats},
+          ((self.data.inputs[each], each) for each in last),
+        )
+        batch_stats = variables["batch_stats"]
+    # Copies, since the state's buffers are donated to the next step.
+    copied = jax.tree.map(jnp.array, (params, batch_stats))
+    return Snapshot(*copied, self._method.log_weights(state.opt_state))
 
   def evaluate(self, snapshot: Snapshot, part: str) -> dict[str, float]:
     """Returns the mean ``loss``: cross-entropy, or the mean square of errors.
@@ -224,7 +234,7 @@ class ShortWorkload(Workload):
     return self._method.make(setting)
 
   def _train_step(self, state: State, train: Examples, indices: jax.Array):
-    inputs, targets = _floats(train.inputs[indices]), train.targets[indices]
+    inputs, targets = floats(train.inputs[indices]), train.targets[indices]
     log_weights = self._method.log_weights(state.opt_state)
 
     def loss_fn(params):
@@ -251,20 +261,15 @@ class ShortWorkload(Workload):
     outputs = {"loss": loss, "head_weights": self.heads.weights(state.opt_state)}
     return State(params, batch_stats, opt_state), outputs
 
-  def _snapshot(self, state: State, inputs: jax.Array) -> Snapshot:
-    params, batch_stats = state.params, state.batch_stats
-    if self._method.averaged_params is not None:
-      params = self._method.averaged_params(state.opt_state, params)
-      if self._has_batch_norm:
-        zeros = jax.tree.map(jnp.zeros_like, batch_stats)
-        batch = _floats(inputs[:STATISTICS_BATCH])
-        _, share = self._apply(params, zeros, batch, train=True)
-        batch_stats = jax.tree.map(lambda x: x / STATISTICS_SHARE, share)
-    return Snapshot(params, batch_stats, self._method.log_weights(state.opt_state))
+  def _forward_step(self, variables, batch):
+    inputs, _ = batch
+    return self._model.apply(
+      variables, floats(inputs), train=True, mutable=["batch_stats"]
+    )
 
   def _evaluate_step(self, carry, data, batch):
     snapshot, examples = data
-    inputs = _floats(examples.inputs[batch["indices"]])
+    inputs = floats(examples.inputs[batch["indices"]])
     targets = examples.targets[batch["indices"]]
     outputs: Any = self._apply(
       snapshot.params, snapshot.batch_stats, inputs, train=False
@@ -295,8 +300,12 @@ class ShortWorkload(Workload):
     return outputs, updated.get("batch_stats", {})
 
 
-def _floats(inputs: jax.Array) -> jax.Array:
-  """Images, which are bytes, as numbers around 0; all else as it is."""
+def floats(inputs: jax.Array) -> jax.Array:
+  """Returns images, which are bytes, as numbers around 0, and all else as it is.
+
+  Args:
+    inputs: Of any task.
+  """
   if inputs.dtype == jnp.uint8:
     return (inputs.astype(jnp.float32) / 255 - 0.5) / 0.25
   return inputs
