@@ -152,28 +152,28 @@ def routed_loss(
   constant = jax.lax.stop_gradient
   values = converted(constant(closed_over), constant(heads.own))
   weights = example_weights(call, weights, values.shape[1:], values.dtype)
-  counted = weights if counted is None else counted
+  counts = weights if counted is None else counted
 
-  def total_of(counted):
-    total = counted.sum()
+  def total_of(counts):
+    total = counts.sum()
     return total, jnp.where(total == 0, 1, total)
 
   def mean(values, weights, divisor):
     weighted = constant(weights)[None] * jnp.where(weights[None] != 0, values, 0)
     return weighted.sum(axis=tuple(range(1, values.ndim))) / constant(divisor)
 
-  num_examples, divisor = total_of(counted)
+  num_examples, divisor = total_of(counts)
   # Judges too: a head that is not finite on what trains must be found out.
   healthy = jnp.isfinite(mean(values, weights, divisor))
   if judges is not None:
-    judges = judge_mask(call, judges, counted.shape)
+    judges = judge_mask(call, judges, counts.shape)
     among = judges.reshape(judges.shape + (1,) * (weights.ndim - judges.ndim))
-    num_examples, by_judges = total_of(jnp.where(judges, counted, 0))
+    num_examples, by_judges = total_of(jnp.where(judges, counts, 0))
     evidence = jnp.where(among, weights, 0)
     verdict = jnp.where(healthy, mean(values, evidence, by_judges), -jnp.inf)
     verdict = jnp.where(healthy & ~(evidence != 0).any(), jnp.nan, verdict)
     weights = jnp.where(among, 0, weights)
-    divisor = total_of(jnp.where(judges, 0, counted))[1]
+    divisor = total_of(jnp.where(judges, 0, counts))[1]
   used = weights[None] != 0
   # XLA computes the three evaluations, which only differ in their gradient, as one.
   heads = trained_where_finite(heads, healthy, values)

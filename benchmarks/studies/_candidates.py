@@ -123,9 +123,10 @@ def gather(
   def init_fn(params):
     return GatherByTimeState(jnp.zeros([], jnp.int32), scale_by(interval).init(params))
 
-  def update_fn(updates, state, params=None, *, head_log_weights, **extra):
+  def update_fn(updates, state, params=None, *, head_log_weights=None, **extra):
     del extra
-    weights, ladder = jnp.exp(head_log_weights), state.rates.ladder
+    weights = jnp.exp(jnp.asarray(head_log_weights))
+    ladder = state.rates.ladder
     middle = jnp.sum(weights * ladder)
     spread = jnp.sqrt(jnp.sum(weights * jnp.square(ladder - middle)))
     share = jnp.minimum(spread * jnp.sqrt(12.0), widest(state.count))
@@ -174,7 +175,7 @@ def variant(
     average = jax.tree.map(jnp.copy, params)
     return ScheduleFreeAlraoState(average, None, jnp.zeros([], jnp.int32), inner)
 
-  def update_fn(updates, state, params=None, *, head_log_likelihoods, **extra):
+  def update_fn(updates, state, params=None, *, head_log_likelihoods=None, **extra):
     del extra
     inner, liked = state.inner
     log_weights = alrao_jax.log_weights(inner)
@@ -187,7 +188,7 @@ def variant(
     )
     count = state.count + 1
     t = count.astype(jnp.float32)
-    told = -jax.nn.logsumexp(log_weights + head_log_likelihoods)
+    told = -jax.nn.logsumexp(log_weights + jnp.asarray(head_log_likelihoods))
     window = jnp.clip(t / 10, 20.0, None)  # the mean forgets as training goes on
     follow = jnp.where(jnp.isinf(liked.loss), told, liked.loss)
     loss = jnp.where(jnp.isfinite(told), follow + (told - follow) / window, liked.loss)

@@ -204,8 +204,8 @@ class ShortWorkload(Workload):
         )
         batch_stats = variables["batch_stats"]
     # Copies, since the state's buffers are donated to the next step.
-    copied = jax.tree.map(jnp.array, (params, batch_stats))
-    return Snapshot(*copied, self._method.log_weights(state.opt_state))
+    params, batch_stats = jax.tree.map(jnp.array, (params, batch_stats))
+    return Snapshot(params, batch_stats, self._method.log_weights(state.opt_state))
 
   def evaluate(self, snapshot: Snapshot, part: str) -> dict[str, float]:
     """Returns the mean ``loss``: cross-entropy, or the mean square of errors.
