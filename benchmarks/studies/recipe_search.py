@@ -32,18 +32,22 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks import records, training
 from benchmarks.console import Display, writing_to
-from benchmarks.records import RESULTS, Run
-from benchmarks.studies._candidates import ADAMW, CANDIDATES, TODAY, Candidate
+from benchmarks.records import RESULTS
+from benchmarks.studies._candidates import ADAMW, CANDIDATES, TODAY
+from benchmarks.studies._horizons import (
+  HorizonArm,
+  HorizonRun,
+  HorizonTrainer,
+  KnownRuns,
+  known_in,
+)
 from benchmarks.tables import markdown
-from benchmarks.training import Plan, make_plan
-from benchmarks.workloads.search import SCREENING, TASKS, SearchWorkload
-from benchmarks.workloads.short import NUM_POINTS, ShortData
+from benchmarks.workloads.search import SCREENING, TASKS
+from benchmarks.workloads.short import NUM_POINTS
 
 NAME = "recipe_search"
 HORIZONS = (0.25, 0.5, 1.0)
@@ -53,74 +57,23 @@ LAST_SEED = 2
 NUM_FINALISTS, NUM_LAST = 8, 2
 CAP = 10.0  # of a ratio
 ARMS = {candidate.name: candidate for candidate in (TODAY, *CANDIDATES)}
+TRAINED = {
+  ADAMW.name: HorizonArm(ADAMW),
+  **{name: HorizonArm(arm.method, arm.one_in) for name, arm in ARMS.items()},
+}
 
 
-class SearchRun(NamedTuple):
-  """A run of the search.
+class Known(KnownRuns):
+  """What is known of the search."""
 
-  Attributes:
-    task: Name of the task.
-    arm: Name of a candidate, of today's recipe or of the reference.
-    seed: Its seed.
-    horizon: Share of the task's steps.
-    rate: Of the reference, else None.
-    decay: Likewise.
-  """
-
-  task: str
-  arm: str
-  seed: int
-  horizon: float = 1.0
-  rate: float | None = None
-  decay: float | None = None
-
-
-class Known:
-  """The held-out losses of runs that have ended."""
-
-  def __init__(self, runs: Sequence[Run] = ()):
-    """Sorts the runs.
-
-    Args:
-      runs: The runs; later ones take the place of equal ones.
-    """
-    self.runs: dict[SearchRun, Run] = {}
-    for run in runs:
-      self.add(run)
-
-  def add(self, run: Run) -> None:
-    """Takes up a run.
-
-    Args:
-      run: The run.
-    """
-    self.runs[SearchRun(*(run.config[name] for name in SearchRun._fields))] = run
-
-  def losses(self, trial: SearchRun) -> np.ndarray | None:
-    """Returns a run's held-out losses by point; None if it has not been trained.
-
-    A point that is not finite, and those that a failed run lacks, are infinite.
-
-    Args:
-      trial: The run.
-    """
-    if trial not in self.runs:
-      return None
-    found = self.runs[trial].curve("validation_loss")
-    found = np.where(np.isfinite(found), found, np.inf)
-    return np.concatenate([found, np.full(NUM_POINTS - len(found), np.inf)])
-
-  def setting(self, task: str, horizon: float) -> SearchRun | None:
+  def setting(self, task: str, horizon: float) -> HorizonRun | None:
     """Returns the reference of a task and horizon on seed 0; None if not yet known.
 
     Args:
       task: Name of the task.
       horizon: Share of its steps.
     """
-    losses = {trial: self.losses(trial) for trial in references(task, horizon)}
-    if any(found is None for found in losses.values()):
-      return None
-    return min(losses, key=lambda trial: losses[trial][-1])  # pyright: ignore
+    return self.best(references(task, horizon))
 
   def reference(self, task: str, horizon: float, seed: int) -> float | None:
     """Returns the reference's loss; None if not yet known.
@@ -145,7 +98,7 @@ class Known:
       seeds: Seeds of the runs.
     """
     found = [
-      [self.losses(SearchRun(task, arm, seed)) for seed in seeds] for task in tasks
+      [self.losses(HorizonRun(task, arm, seed)) for seed in seeds] for task in tasks
     ]
     if any(one is None for of_task in found for one in of_task):
       return None
@@ -198,7 +151,7 @@ class Known:
     return None if found is None else float(found.mean(axis=(0, 2)).std(ddof=1))
 
 
-def references(task: str, horizon: float, seed: int = 0) -> list[SearchRun]:
+def references(task: str, horizon: float, seed: int = 0) -> list[HorizonRun]:
   """Returns the runs that choose the reference of a task and horizon.
 
   Args:
@@ -207,12 +160,12 @@ def references(task: str, horizon: float, seed: int = 0) -> list[SearchRun]:
     seed: Seed of the runs.
   """
   return [
-    SearchRun(task, ADAMW.name, seed, horizon, rate, decay)
+    HorizonRun(task, ADAMW.name, seed, horizon, rate, decay)
     for rate, decay in ADAMW.rates
   ]
 
 
-def phases(known: Known) -> Iterator[list[SearchRun]]:
+def phases(known: Known) -> Iterator[list[HorizonRun]]:
   """Yields what is to be trained, a list at a time; each may depend on those before.
 
   Args:
@@ -221,24 +174,24 @@ def phases(known: Known) -> Iterator[list[SearchRun]]:
   tasks = tuple(TASKS)
   others = tuple(task for task in tasks if task not in SCREENING)
   today = [0, *NOISE_SEEDS]
-  yield [SearchRun(task, TODAY.name, seed) for task in SCREENING for seed in today]
+  yield [HorizonRun(task, TODAY.name, seed) for task in SCREENING for seed in today]
   yield [one for task in SCREENING for h in HORIZONS for one in references(task, h)]
   for candidate in CANDIDATES:
-    yield [SearchRun(task, candidate.name, 0) for task in SCREENING]
+    yield [HorizonRun(task, candidate.name, 0) for task in SCREENING]
   chosen = finalists(known)
   if not chosen:
     return
-  yield [SearchRun(task, TODAY.name, seed) for task in others for seed in today]
+  yield [HorizonRun(task, TODAY.name, seed) for task in others for seed in today]
   yield [one for task in others for h in HORIZONS for one in references(task, h)]
   yield _chosen_references(known, FINAL_SEEDS)
   for name in chosen:
-    yield [SearchRun(task, name, seed) for task in tasks for seed in FINAL_SEEDS]
+    yield [HorizonRun(task, name, seed) for task in tasks for seed in FINAL_SEEDS]
   yield _chosen_references(known, (LAST_SEED,))
   for name in last(known):
-    yield [SearchRun(task, name, LAST_SEED) for task in tasks]
+    yield [HorizonRun(task, name, LAST_SEED) for task in tasks]
 
 
-def _chosen_references(known: Known, seeds: Sequence[int]) -> list[SearchRun]:
+def _chosen_references(known: Known, seeds: Sequence[int]) -> list[HorizonRun]:
   settings = [known.setting(task, h) for task in TASKS for h in HORIZONS]
   return [
     one._replace(seed=seed) for one in settings if one is not None for seed in seeds
@@ -273,73 +226,7 @@ def last(known: Known) -> list[str]:
   return sorted(found, key=lambda name: found[name])[:NUM_LAST]
 
 
-# --- Training
-
-
-class Trainer:
-  """Trains runs of the search, one process, one after the other."""
-
-  def __init__(self, out: Path, data_dir: Path | None, display: Display):
-    """Keeps its arguments; nothing is loaded yet.
-
-    Args:
-      out: Folder of the runs' records.
-      data_dir: Folder below which to look for data.
-      display: Where progress is shown.
-    """
-    self._out, self._data_dir, self._display = out, data_dir, display
-    self._data: dict[str, ShortData] = {}
-    self._workload: tuple[tuple, SearchWorkload] | None = None
-
-  def train(self, trial: SearchRun) -> Run:
-    """Trains a run that has not ended before.
-
-    Args:
-      trial: The run.
-
-    Raises:
-      DataError: There is no data to train on.
-    """
-    plan = self._plan(trial)
-    training.train(self._workload_of(trial), plan, self._display, restart=True)
-    *epochs, summary = records.read(plan.path)
-    return Run(summary, epochs)
-
-  def _plan(self, trial: SearchRun) -> Plan:
-    task = TASKS[trial.task].short
-    config = {
-      "study": NAME,
-      "suite": "search",
-      "optimizer": trial.arm,
-      **trial._asdict(),
-      "num_steps": round(trial.horizon * task.num_steps),
-      "batch_size": task.batch_size,
-      "max_epochs": NUM_POINTS,
-    }
-    title = [trial.task, f"h{trial.horizon:g}"]
-    plan = make_plan(title, config, {}, self._out, patience=NUM_POINTS + 1)
-    if trial.arm != ADAMW.name:
-      return plan
-    return dataclasses.replace(plan, rate=(trial.rate, trial.decay))
-
-  def _workload_of(self, trial: SearchRun) -> SearchWorkload:
-    wanted = (trial.task, trial.arm, trial.horizon)
-    if self._workload is None or self._workload[0] != wanted:
-      task = TASKS[trial.task]
-      if trial.task not in self._data:
-        self._data[trial.task] = task.short.load(self._data_dir)
-      num_steps = round(trial.horizon * task.short.num_steps)
-      task = task._replace(short=task.short._replace(num_steps=num_steps))
-      arm: Candidate | None = ARMS.get(trial.arm)
-      made = SearchWorkload(
-        task,
-        self._data[trial.task],
-        ADAMW if arm is None else arm.method,
-        one_in=None if arm is None else arm.one_in,
-        any_rate=ADAMW.rates[0],
-      )
-      self._workload = (wanted, made)
-    return self._workload[1]
+# --- The command
 
 
 @dataclasses.dataclass(frozen=True)
@@ -362,10 +249,18 @@ class RecipeSearch:
       DataError: The data is missing or damaged.
       OutputError: The folder can't be written.
     """
-    known, stop = self._known(self.results, self.out), 60 * self.minutes
-    begun = time.monotonic()
+    known = Known(known_in([self.results / f"{NAME}.jsonl", self.out]))
+    begun, stop = time.monotonic(), 60 * self.minutes
     with writing_to(self.out), Display() as display:
-      trainer = Trainer(self.out, self.data_dir, display)
+      trainer = HorizonTrainer(
+        NAME,
+        "search",
+        TASKS,
+        TRAINED,
+        out=self.out,
+        data_dir=self.data_dir,
+        display=display,
+      )
       for phase in phases(known):
         for trial in phase:
           if trial in known.runs:
@@ -388,24 +283,7 @@ class RecipeSearch:
     Raises:
       RecordError: The archive is damaged.
     """
-    return table(self._known(results))
-
-  @staticmethod
-  def _known(results: Path, out: Path | None = None) -> Known:
-    archive = results / f"{NAME}.jsonl"
-    places = [place for place in (archive, out) if place is not None and place.exists()]
-    if out is not None and out.exists() and not any(out.glob("*.jsonl")):
-      places.remove(out)
-    return Known(_ended(places))
-
-
-def _ended(places: Sequence[Path]) -> list[Run]:
-  try:
-    return records.load(places) if places else []
-  except records.RecordError as error:
-    if "no run that has ended" in str(error):
-      return []
-    raise
+    return table(Known(known_in([results / f"{NAME}.jsonl"])))
 
 
 # --- The table
@@ -468,7 +346,7 @@ def _rows(known: Known, tasks: Sequence[str], seeds: Sequence[int]) -> list[list
     above = []
     for task in tasks:
       for seed in seeds:
-        losses = known.losses(SearchRun(task, name, seed))
+        losses = known.losses(HorizonRun(task, name, seed))
         if losses is not None:
           above.append(min(losses[-1] / losses.min(), CAP))
     rows.append(

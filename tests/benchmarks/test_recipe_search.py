@@ -11,12 +11,12 @@ import alrao_jax
 from benchmarks.records import Run
 from benchmarks.studies import recipe_search
 from benchmarks.studies._candidates import ADAMW, CANDIDATES, TODAY, variant
+from benchmarks.studies._horizons import HorizonRun, HorizonTrainer
 from benchmarks.studies.recipe_search import (
   HORIZONS,
   NOISE_SEEDS,
+  TRAINED,
   Known,
-  SearchRun,
-  Trainer,
   finalists,
   phases,
 )
@@ -123,7 +123,9 @@ def test_the_search_trains_the_best_on_all_tasks_and_the_last_two_again():
   assert trained == {ADAMW.name, TODAY.name, *best}
   third = {t.arm for t in known.runs if t.seed == 2 and t.arm in gains}
   assert third == set(best[:2])
-  assert known.setting("rows", 0.5) == SearchRun("rows", ADAMW.name, 0, 0.5, 1e-2, 1e-2)
+  assert known.setting("rows", 0.5) == HorizonRun(
+    "rows", ADAMW.name, 0, 0.5, 1e-2, 1e-2
+  )
   text = "\n".join(recipe_search.table(known))
   assert "All tasks, three seeds" in text and "24 of 24 candidates were tried" in text
 
@@ -144,11 +146,13 @@ def test_judges_and_a_horizon_of_the_reference_train(tmp_path, monkeypatch):
   task = TASKS["noise"]
   short = task.short._replace(num_steps=32)
   monkeypatch.setitem(TASKS, "noise", task._replace(short=short))
-  trainer = Trainer(tmp_path, None, quiet())
+  trainer = HorizonTrainer(
+    "test", "search", TASKS, TRAINED, out=tmp_path, data_dir=None, display=quiet()
+  )
   known = Known()
   trials = [
-    SearchRun("noise", "judges_4", 1),
-    SearchRun("noise", ADAMW.name, 0, 0.5, 1e-2, 0.1),
+    HorizonRun("noise", "judges_4", 1),
+    HorizonRun("noise", ADAMW.name, 0, 0.5, 1e-2, 0.1),
   ]
   for trial in trials:
     known.add(trainer.train(trial))
