@@ -15,7 +15,7 @@ import optax
 
 import alrao_jax
 from alrao_jax import LogUniform, ScheduleFreeAlraoState
-from benchmarks.methods import Method, Setting
+from benchmarks.methods import Method
 
 LOW, HIGH, NARROWEST = 1e-4, 1e-1, 0.1  # today's
 
@@ -47,39 +47,6 @@ class Candidate:
       has_heads=True,
       averaged_params=alrao_jax.eval_params,
     )
-
-
-# --- AdamW, the reference
-
-RATES = (1e-3, 3e-3, 1e-2, 3e-2)
-DECAYS = (1e-2, 1e-1)
-WARM_UP = 0.05  # of all steps
-
-
-def _adamw(setting: Setting) -> optax.GradientTransformation:
-  """AdamW with warm-up and cosine; its `rate` is a rate and a decay."""
-  rate, decay = setting.rate
-  warm_up = int(WARM_UP * setting.num_steps)
-  shape = optax.warmup_cosine_decay_schedule(0.0, 1.0, warm_up, setting.num_steps)
-
-  def make(rate, decay):
-    return optax.chain(
-      optax.scale_by_adam(),
-      optax.add_decayed_weights(decay),
-      optax.scale_by_schedule(shape),
-      optax.scale_by_learning_rate(rate),
-    )
-
-  return optax.inject_hyperparams(make)(rate, decay)
-
-
-ADAMW = Method(
-  "adamw_cosine",
-  label="AdamW, warm-up and cosine",
-  source="Adam's betas; warm-up over a twentieth of the steps, cosine to 0 at the end.",
-  make=_adamw,
-  rates=tuple((rate, decay) for rate in RATES for decay in DECAYS),
-)
 
 
 # --- Variants that public arguments don't make

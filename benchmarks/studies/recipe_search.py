@@ -36,8 +36,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.console import Display, writing_to
+from benchmarks.methods import ADAMW_COSINE as ADAMW
 from benchmarks.records import RESULTS
-from benchmarks.studies._candidates import ADAMW, CANDIDATES, TODAY
+from benchmarks.studies._candidates import CANDIDATES, TODAY
 from benchmarks.studies._horizons import (
   HorizonArm,
   HorizonRun,

@@ -163,10 +163,26 @@ class SearchWorkload(ShortWorkload):
       any_rate: A rate that `method` could be given.
     """
     super().__init__(task.short, data, method, any_rate=any_rate)
-    self._augments, self._one_in = task.augments, one_in
+    self._augments, self._one_in, self._body = task.augments, one_in, data.body
     scan = None if task.short.has_convolutions else True
     self.step = Loop(self._train_step, scan=scan)
     self._evaluate = Loop(self._evaluate_step, scan=scan)
+
+  def init(self, seed: int, rate: Any) -> State:
+    """Returns the state that training starts from, with a trained body if there is one.
+
+    Args:
+      seed: Of initial weights, Alrao's rates, and the order of examples.
+      rate: Learning rate, where the optimizer takes one.
+    """
+    state = super().init(seed, rate)
+    if self._body is None:
+      return state
+    params = {**state.params, "body": self._body["params"]}
+    batch_stats = {**state.batch_stats, "body": self._body["batch_stats"]}
+    rates_key = jax.random.split(jax.random.key(seed))[1]
+    opt_state = self.make_optimizer(rates_key, rate).init(params)
+    return jax.device_put(jax.tree.map(np.array, State(params, batch_stats, opt_state)))
 
   def _forward_step(self, variables, batch):
     inputs, indices = batch

@@ -58,12 +58,21 @@ class Examples(NamedTuple):
 
 
 class ShortData(NamedTuple):
-  """The three parts of a task, and the number of its classes or outputs."""
+  """The three parts of a task, and the number of its classes or outputs.
+
+  Attributes:
+    train: What trains.
+    validation: What is held out.
+    test: What tests.
+    num_outputs: Number of classes, or of numbers to predict.
+    body: Variables of a body that was trained before, by collection; else None.
+  """
 
   train: Examples
   validation: Examples
   test: Examples
   num_outputs: int
+  body: Any = None
 
   @property
   def is_regression(self) -> bool:
@@ -321,12 +330,13 @@ def cifar10(data_dir: Path | None) -> ShortData:
   return ShortData(*(Examples(*split) for split in splits), num_outputs=10)
 
 
-def imagenette(data_dir: Path | None) -> ShortData:
-  """Returns Imagenette at 32x32 pixels: its first 8,469 training images, 1,000, 2,000.
+def imagenette(data_dir: Path | None, side: int = 32) -> ShortData:
+  """Returns Imagenette, small: its first 8,469 training images, 1,000, 2,000.
 
   Args:
     data_dir: The folder that holds ``imagenette*/train-*.parquet`` and
       ``imagenette*/validation-*.parquet``.
+    side: Height and width, in pixels.
 
   Raises:
     DataError: There is none, or it is damaged.
@@ -343,9 +353,10 @@ def imagenette(data_dir: Path | None) -> ShortData:
     lambda: {
       f"{split}_{name}": array
       for split, found in zip(("train", "test"), paths, strict=True)
-      for name, array in _decode(found)._asdict().items()
+      for name, array in _decode(found, side)._asdict().items()
     },
-    _check,
+    functools.partial(_check, side=side),
+    kind="" if side == 32 else f"{side} pixels",
   )
   train = Examples(arrays["train_inputs"], arrays["train_targets"])
   test = Examples(arrays["test_inputs"], arrays["test_targets"])
@@ -356,7 +367,7 @@ def imagenette(data_dir: Path | None) -> ShortData:
   return ShortData(*_hold_out(train, 1_000), test, num_outputs=10)
 
 
-def _decode(paths: list[Path]) -> Examples:
+def _decode(paths: list[Path], side: int) -> Examples:
   shards = [Shard(path) for path in paths]
   count = sum(shard.num_rows for shard in shards)
   if not NUM_TEST <= count <= MAX_IMAGES:
@@ -365,7 +376,7 @@ def _decode(paths: list[Path]) -> Examples:
       f"{NUM_TEST:,} to {MAX_IMAGES:,}; incomplete, or another data set."
     )
   labels = np.concatenate([shard.labels(num_classes=10) for shard in shards])
-  images = np.empty((count, 32, 32, 3), np.uint8)
+  images = np.empty((count, side, side, 3), np.uint8)
   position = 0
   for shard in shards:
     first = position
@@ -377,16 +388,16 @@ def _decode(paths: list[Path]) -> Examples:
             f"{shard.path}: image {position - first}: damaged, or neither JPEG, PNG "
             "nor WebP; get it anew."
           )
-        images[position] = np.asarray(image.resize((32, 32), Image.Resampling.BOX))
+        images[position] = np.asarray(image.resize((side, side), Image.Resampling.BOX))
         position += 1
   return Examples(images, labels)
 
 
-def _check(arrays: Arrays) -> None:
+def _check(arrays: Arrays, side: int) -> None:
   """Raises an error unless `arrays` are what `imagenette` decodes."""
   for split in ("train", "test"):
     images, labels = arrays[f"{split}_inputs"], arrays[f"{split}_targets"]
-    if images.dtype != np.uint8 or images.shape != (len(labels), 32, 32, 3):
+    if images.dtype != np.uint8 or images.shape != (len(labels), side, side, 3):
       raise DataError("images of another type or shape")
     check_labels(split, labels, 10)
 

@@ -8,9 +8,10 @@ import pytest
 from training_cases import quiet
 
 import alrao_jax
+from benchmarks.methods import ADAMW_COSINE as ADAMW
 from benchmarks.records import Run
 from benchmarks.studies import recipe_search
-from benchmarks.studies._candidates import ADAMW, CANDIDATES, TODAY, variant
+from benchmarks.studies._candidates import CANDIDATES, TODAY, variant
 from benchmarks.studies._horizons import HorizonRun, HorizonTrainer
 from benchmarks.studies.recipe_search import (
   HORIZONS,
