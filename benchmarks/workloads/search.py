@@ -165,7 +165,7 @@ class SearchWorkload(ShortWorkload):
     super().__init__(task.short, data, method, any_rate=any_rate)
     self._augments, self._one_in, self._body = task.augments, one_in, data.body
     scan = None if task.short.has_convolutions else True
-    self.step = Loop(self._train_step, scan=scan)
+    self.step = Loop(self._train_step, scan=scan, heads=self.heads)
     self._evaluate = Loop(self._evaluate_step, scan=scan)
 
   def init(self, seed: int, rate: Any) -> State:
@@ -217,7 +217,7 @@ class SearchWorkload(ShortWorkload):
     (loss, (extra, batch_stats)), grads = grad_fn(state.params)
     updates, opt_state = self._update(grads, state.opt_state, state.params, **extra)
     params = optax.apply_updates(state.params, updates)
-    outputs = {"loss": loss, "head_weights": jnp.exp(log_weights)}
+    outputs = {"loss": loss, "head_weights": self.heads.weights(state.opt_state)}
     if self.survives_divergence:  # one broken batch would leave them NaN for good
       batch_stats = alrao_jax.keep_finite(batch_stats, state.batch_stats)
     return State(params, batch_stats, opt_state), outputs
