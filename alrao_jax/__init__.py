@@ -39,6 +39,7 @@ from ._heads import hopeful as hopeful
 from ._heads import log_weights as log_weights
 from ._heads import per_head as per_head
 from ._heads import track_heads as track_heads
+from ._judges import judges as judges
 from ._losses import MixtureInfo as MixtureInfo
 from ._losses import binary_loss as binary_loss
 from ._losses import chunked_mixture_loss as chunked_mixture_loss

@@ -505,7 +505,7 @@ def schedule_free_alrao(
     No schedule needs to know when the training ends.
 
   The running statistics of batch normalisation are those of :math:`y`. Recompute them
-  for :math:`x` by a few forward passes in training mode.
+  for :math:`x` with :func:`alrao_jax.linen.recompute_batch_stats`, or that of nnx.
 
   Args:
     key: JAX random key that draws the rates.
@@ -521,6 +521,7 @@ def schedule_free_alrao(
     weight_decay: See :func:`alrao`.
     weight_decay_mask: See :func:`alrao`.
     averaging: See :func:`alrao`. The units follow the mean of several posteriors.
+      ``alrao.switch(likelihood_scale=10.0)`` takes each step's evidence tenfold.
     units: See :func:`alrao`.
     heads: See :func:`alrao`. With ``False`` the units' rates stay as drawn, since there
       is no posterior to follow.

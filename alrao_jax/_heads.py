@@ -72,9 +72,9 @@ def track_heads(
 
   - ``-inf`` (or ``+inf``): the head has diverged. It gets no update. If all heads have
     diverged, the posterior stays, and the body moves by its momentum alone.
-  - NaN: the head was not observed, as in a batch without a weighted example. It is
-    updated as usual, and its weight stays. If no head was observed, the posterior
-    stays.
+  - NaN: the head was not observed, as in a batch without a weighted example or, where
+    :func:`judges` tell, without a judge. It is updated as usual, and its weight stays.
+    If no head was observed, the posterior stays.
 
   An update that would make its parameter non-finite becomes zero. Use
   :func:`keep_finite` for what you carry next to the parameters, such as the running

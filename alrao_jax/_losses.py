@@ -16,6 +16,7 @@ import numpy as np
 import optax
 
 from ._checks import check_count, check_positive, check_probability, is_concrete
+from ._judges import judge_mask
 from ._multi_head import HeadOutputs, closure_convert, in_chunks, on_every_device
 
 
@@ -25,13 +26,14 @@ class MixtureInfo(NamedTuple):
   Attributes:
     nll: Negative log-likelihood of the mixture, a scalar: the number to report.
       ``inf`` when all heads have diverged.
-    head_log_likelihoods: Mean log-likelihood of each head, shape ``(num_heads,)``:
-      ``-inf`` for a diverged head, NaN for every head if no example has a weight. The
-      optimizer's ``update`` takes it.
+    head_log_likelihoods: Mean log-likelihood of each head, shape ``(num_heads,)``, over
+      the judges if there is a mask of them: ``-inf`` for a diverged head, NaN for every
+      other head if no example, or no judge, has a weight. The optimizer's ``update``
+      takes it.
     healthy: Bool, shape ``(num_heads,)``. False for a diverged head: its mean
-      log-likelihood is not finite.
-    num_examples: The sum of the examples' weights, a scalar: the weight of this report
-      in a mean with others.
+      log-likelihood, over all examples, is not finite.
+    num_examples: The sum of the examples' weights, of the judges' alone if there is a
+      mask of them, a scalar: the weight of this report in a mean with others.
   """
 
   nll: jax.Array
@@ -46,6 +48,7 @@ def mixture_loss(
   log_weights: jax.Array,
   *,
   weights: Any = None,
+  judges: Any = None,
 ) -> tuple[jax.Array, MixtureInfo]:
   r"""Negative log-likelihood of the mixture; its gradient also trains each head.
 
@@ -61,6 +64,12 @@ def mixture_loss(
   A head has *diverged* if its mean log-likelihood is not finite. It has no part in
   value and gradient, and the weights are renormalised over the others. If all heads
   have diverged, the loss is ``inf`` and its gradient zero.
+
+  **Judges** do not train: value and gradient are means over the other examples, and
+  ``head_log_likelihoods`` those of the judges. A batch without a judge is no
+  observation, and the posterior stands; a head that diverges on any example is told.
+  Judges pass through the network with the rest of their batch, so they have a part in
+  the statistics of a batch normalisation.
 
   **Several batches in one step** are averaged with the weights ``info.num_examples``,
   without batches that observed nothing and those that a wrapper skips: under
@@ -91,13 +100,16 @@ def mixture_loss(
       matter, not even NaN. But features must be finite there too, as in any model,
       since the gradient multiplies them by 0. If all weights are 0, the loss is 0 and
       the report NaN, which moves no posterior.
+    judges: Bool mask of the examples that do not train and alone tell the posterior, as
+      from :func:`judges`, in the shape that ``log_prob`` returns or of its first axes;
+      none by default, and all examples do both.
 
   Returns:
     The loss, a scalar in at least float32, and :class:`MixtureInfo`.
 
   Raises:
-    TypeError: If ``heads`` is not :class:`HeadOutputs`.
-    ValueError: If ``log_weights`` or ``weights`` have another shape.
+    TypeError: If ``heads`` is not :class:`HeadOutputs`, or ``judges`` not bool.
+    ValueError: If ``log_weights``, ``weights`` or ``judges`` have another shape.
 
   Example:
     >>> import jax.numpy as jnp
@@ -113,7 +125,7 @@ def mixture_loss(
   """
   call = "mixture_loss()"
   check_heads(call, heads, log_weights)
-  return routed_loss(call, heads, log_prob, log_weights, weights)
+  return routed_loss(call, heads, log_prob, log_weights, weights, judges)
 
 
 def routed_loss(
@@ -122,9 +134,14 @@ def routed_loss(
   log_prob: Callable[[Any], jax.Array],
   log_weights: Any,
   weights: Any = None,
-  total: jax.Array | None = None,
+  judges: Any = None,
+  *,
+  counted: jax.Array | None = None,
 ) -> tuple[jax.Array, MixtureInfo]:
-  """:func:`mixture_loss`, divided by ``total`` instead of the sum of weights."""
+  """:func:`mixture_loss`, divided by the sum of ``counted`` instead of ``weights``.
+
+  ``counted`` has the examples' shape, which that of ``weights`` begins with.
+  """
 
   def evaluate(outputs):  # (num_heads, *examples)
     values = jax.vmap(log_prob)(outputs)
@@ -135,19 +152,34 @@ def routed_loss(
   constant = jax.lax.stop_gradient
   values = converted(constant(closed_over), constant(heads.own))
   weights = example_weights(call, weights, values.shape[1:], values.dtype)
-  used = weights[None] != 0
-  num_examples = weights.sum() if total is None else total
-  divisor = jnp.where(num_examples == 0, 1, num_examples)
+  counts = weights if counted is None else counted
 
-  def mean(values):
-    weighted = constant(weights)[None] * jnp.where(used, values, 0)
+  def total_of(counts):
+    total = counts.sum()
+    return total, jnp.where(total == 0, 1, total)
+
+  def mean(values, weights, divisor):
+    weighted = constant(weights)[None] * jnp.where(weights[None] != 0, values, 0)
     sums = weighted.sum(axis=tuple(range(1, values.ndim)))
     return on_every_device(sums) / constant(divisor)
 
-  healthy = jnp.isfinite(mean(values))
+  num_examples, divisor = total_of(counts)
+  # Judges too: a head that is not finite on what trains must be found out.
+  healthy = jnp.isfinite(mean(values, weights, divisor))
+  if judges is not None:
+    judges = judge_mask(call, judges, counts.shape)
+    among = judges.reshape(judges.shape + (1,) * (weights.ndim - judges.ndim))
+    num_examples, by_judges = total_of(jnp.where(judges, counts, 0))
+    evidence = jnp.where(among, weights, 0)
+    verdict = jnp.where(healthy, mean(values, evidence, by_judges), -jnp.inf)
+    verdict = jnp.where(healthy & ~(evidence != 0).any(), jnp.nan, verdict)
+    weights = jnp.where(among, 0, weights)
+    divisor = total_of(jnp.where(judges, 0, counts))[1]
+  used = weights[None] != 0
   # XLA computes the three evaluations, which only differ in their gradient, as one.
   heads = trained_where_finite(heads, healthy, values)
-  own = jnp.where(healthy, mean(converted(constant(closed_over), heads.own)), 0)
+  own = mean(converted(constant(closed_over), heads.own), weights, divisor)
+  own = jnp.where(healthy, own, 0)
   outputs = heads.shared
   if any(jnp.issubdtype(x.dtype, jnp.inexact) for x in closed_over):
     # A zero cotangent times an infinite output is NaN, which would reach the values
@@ -167,8 +199,9 @@ def routed_loss(
 
   # Subtract head by head: a sum of up to 1e8 would round the nll away.
   loss = nll + (constant(own) - own).sum()
-  report = jnp.where(used.any(), jnp.where(healthy, own, -jnp.inf), jnp.nan)
-  return loss, constant(MixtureInfo(nll, report, healthy, num_examples))
+  if judges is None:
+    verdict = jnp.where(used.any(), jnp.where(healthy, own, -jnp.inf), jnp.nan)
+  return loss, constant(MixtureInfo(nll, verdict, healthy, num_examples))
 
 
 def trained_where_finite(
@@ -314,6 +347,7 @@ def classification_loss(
   label_smoothing: Any = 0.0,
   ignore_label: int | None = None,
   weights: Any = None,
+  judges: Any = None,
 ) -> tuple[jax.Array, MixtureInfo]:
   r"""Cross-entropy of a mixture of softmax classifiers.
 
@@ -337,6 +371,9 @@ def classification_loss(
     ignore_label: The integer label, such as -100 or 255, that gives an example weight
       0. None if there is no such label.
     weights: Weight of each example, of shape ``(...)``, as in :func:`mixture_loss`.
+    judges: Which examples judge the heads and do not train, a bool mask of shape
+      ``(...)`` or of its first axes (one entry a sequence); see :func:`judges` and
+      :func:`mixture_loss`.
 
   Returns:
     The loss (mean over examples) and :class:`MixtureInfo`, as :func:`mixture_loss`.
@@ -393,7 +430,7 @@ def classification_loss(
         chosen = jnp.where(one_hot, logits, 0).sum(axis=-1)
         return jnp.where(in_range, chosen - jax.nn.logsumexp(logits, axis=-1), jnp.nan)
 
-      return routed_loss(call, heads, log_prob, log_weights, weights)
+      return routed_loss(call, heads, log_prob, log_weights, weights, judges)
     targets = jnp.where(in_range[..., None], one_hot.astype(dtype), jnp.nan)
   elif labels.shape == logits.shape[1:]:
     if ignore_label is not None:
@@ -420,7 +457,8 @@ def classification_loss(
     lambda logits: jax.nn.log_softmax(logits.astype(dtype)),
     log_weights,
     class_weights,
-    total=weights.sum(),
+    judges,
+    counted=weights,
   )
 
 
@@ -493,6 +531,7 @@ def binary_loss(
   *,
   ignore_label: float | None = None,
   weights: Any = None,
+  judges: Any = None,
 ) -> tuple[jax.Array, MixtureInfo]:
   r"""Sigmoid cross-entropy of a mixture, for one or several yes-no labels an example.
 
@@ -513,6 +552,8 @@ def binary_loss(
       None if there is no such label.
     weights: Weight of each example, in the labels' shape without the axis of labels, as
       in :func:`mixture_loss`.
+    judges: Which examples judge the heads and do not train, a bool mask of that shape
+      or of its first axes; see :func:`judges` and :func:`mixture_loss`.
 
   Returns:
     The loss (sum over labels, mean over examples) and :class:`MixtureInfo`, as
@@ -552,7 +593,7 @@ def binary_loss(
     losses = jnp.where(ignored, 0, jnp.where(valid, losses, jnp.nan))
     return -_sum_outputs(losses)
 
-  return routed_loss(call, heads, log_prob, log_weights, weights)
+  return routed_loss(call, heads, log_prob, log_weights, weights, judges)
 
 
 def regression_loss(
@@ -562,6 +603,7 @@ def regression_loss(
   *,
   noise_scale: Any = 1.0,
   weights: Any = None,
+  judges: Any = None,
 ) -> tuple[jax.Array, MixtureInfo]:
   r"""Negative log-likelihood of a mixture of Gaussians.
 
@@ -584,6 +626,8 @@ def regression_loss(
       a parameter of the mixture: it receives the gradient of ``nll``, once.
     weights: Weight of each example, in the targets' shape without the axis of outputs,
       as in :func:`mixture_loss`.
+    judges: Which examples judge the heads and do not train, a bool mask of that shape
+      or of its first axes; see :func:`judges` and :func:`mixture_loss`.
 
   Returns:
     The loss (sum over outputs, mean over examples) and :class:`MixtureInfo`, as
@@ -625,7 +669,7 @@ def regression_loss(
     z = (targets - mean.astype(dtype)) * jnp.exp(-log_scale)
     return -_sum_outputs(0.5 * z**2 + log_scale + 0.5 * math.log(2 * math.pi))
 
-  return routed_loss(call, heads, log_prob, log_weights, weights)
+  return routed_loss(call, heads, log_prob, log_weights, weights, judges)
 
 
 def _sum_outputs(x: jax.Array) -> jax.Array:
@@ -645,6 +689,7 @@ def chunked_mixture_loss(
   *,
   chunk_size: int,
   weights: Any = None,
+  judges: Any = None,
 ) -> tuple[jax.Array, MixtureInfo]:
   """:func:`mixture_loss` without the outputs of all heads in memory at once.
 
@@ -673,6 +718,8 @@ def chunked_mixture_loss(
     chunk_size: Number of examples at a time, at least 1. The last chunk holds the rest.
     weights: Weight of each example, of shape ``(examples,)``, as in
       :func:`mixture_loss`.
+    judges: Which examples judge the heads and do not train, a bool mask of shape
+      ``(examples,)``; see :func:`judges` and :func:`mixture_loss`.
 
   Returns:
     The loss (mean over examples) and :class:`MixtureInfo`, as :func:`mixture_loss`.
@@ -749,7 +796,7 @@ def chunked_mixture_loss(
     pieces.append(jax.checkpoint(chunk)(last))
   shared, own = jax.tree.map(lambda *xs: jnp.concatenate(xs, axis=1), *pieces)
   heads = HeadOutputs(shared, own)
-  return routed_loss(call, heads, lambda x: x, log_weights, weights)
+  return routed_loss(call, heads, lambda x: x, log_weights, weights, judges)
 
 
 def _num_examples(features: PyTree, targets: PyTree) -> int:

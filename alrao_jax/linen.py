@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -14,6 +14,7 @@ from flax.linen.fp8_ops import OVERWRITE_WITH_GRADIENT
 from flax.training import train_state
 
 from . import _convert, _tree
+from ._batch_stats import recomputed
 from ._checks import check_count, refuses_removed
 from ._heads import Hopeful, TrackHeadsState
 from ._multi_head import HeadOutputs, head_product, multi_head
@@ -465,6 +466,68 @@ def _other_fields(call: str, state: Any) -> list[str]:
     for field in dataclasses.fields(state)
     if field.metadata.get("pytree_node", True) and field.name != "opt_state"
   ]
+
+
+def recompute_batch_stats(
+  forward: Callable[[Mapping[str, PyTree], Any], tuple[Any, Mapping[str, PyTree]]],
+  variables: Mapping[str, PyTree],
+  batches: Iterable[Any],
+) -> dict[str, PyTree]:
+  """Recomputes the statistics of batch normalisation for the parameters given.
+
+  While a network trains, its running statistics follow the parameters that train. An
+  average of parameters (``alrao_jax.eval_params``) needs statistics of its own::
+
+    variables = {"params": alrao.eval_params(opt_state, params), "batch_stats": stats}
+    variables = alrao.linen.recompute_batch_stats(
+      lambda variables, batch: model.apply(
+        variables, batch["image"], train=True, mutable=["batch_stats"]),
+      variables, itertools.islice(loader, 40))
+
+  Give batches as in training: shuffled, of the same size, with the same augmentation.
+  Batches sorted by class are worse than none. About 40 batches are enough.
+
+  The result is the mean of the batches' own means and variances, whatever the momentum
+  of the layers. Batches of other sizes weigh by their numbers of examples.
+
+  Args:
+    forward: Function of variables and a batch that calls the model in training mode and
+      returns ``model.apply(..., mutable=["batch_stats"])``: outputs, which are not
+      used, and updates. It is compiled, once if it is the same function in all calls.
+    variables: Linen's variables, with ``params`` and ``batch_stats``.
+    batches: Pytrees of arrays with the examples on axis 0, read once. A loader that
+      begins anew for each loop may be given as it is.
+
+  Returns:
+    The variables with new ``batch_stats``. What is no running average there stays.
+
+  Raises:
+    ValueError: If there are no batches, no ``batch_stats``, or a pass moves none.
+
+  Example:
+    >>> import flax.linen as nn, jax, jax.numpy as jnp, alrao_jax.linen
+    >>> norm = nn.BatchNorm(use_running_average=False)
+    >>> variables = norm.init(jax.random.key(0), jnp.ones((2, 1)))
+    >>> variables = alrao_jax.linen.recompute_batch_stats(
+    ...   lambda variables, x: norm.apply(variables, x, mutable=["batch_stats"]),
+    ...   variables, [jnp.array([[1.0], [3.0]]), jnp.array([[5.0], [5.0]])])
+    >>> jax.tree.map(lambda x: round(float(x[0]), 4), variables["batch_stats"])
+    {'mean': 3.5, 'var': 0.5}
+  """
+  call = "linen.recompute_batch_stats()"
+  if not variables.get("batch_stats"):
+    raise ValueError(
+      f"{call[:-1]}variables=...) must have the key 'batch_stats', got "
+      f"{list(variables)}: a model without batch normalisation has none."
+    )
+
+  others = {name: tree for name, tree in variables.items() if name != "batch_stats"}
+  found = recomputed(call, _updated, forward, variables["batch_stats"], others, batches)
+  return {**variables, "batch_stats": found}
+
+
+def _updated(forward, stats, others, batch):
+  return forward({**others, "batch_stats": stats}, batch)[1]["batch_stats"]
 
 
 def unit_overrides(model: nn.Module, *args: Any, **kwargs: Any) -> tuple[Override, ...]:

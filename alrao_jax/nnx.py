@@ -1,6 +1,6 @@
 """MultiHead and its helpers for flax.nnx."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,6 +9,7 @@ from flax import nnx
 from flax.errors import TraceContextError
 
 from . import _convert, _tree
+from ._batch_stats import recomputed
 from ._checks import check_count
 from ._heads import Hopeful
 from ._multi_head import HeadOutputs, head_product, multi_head
@@ -414,6 +415,66 @@ def _children(node: Any) -> Iterator[tuple[Any, Any]]:
     yield from node.items()
   elif isinstance(node, list):
     yield from enumerate(node)
+
+
+def recompute_batch_stats(
+  forward: Callable[[nnx.Module, Any], Any],
+  model: nnx.Module,
+  batches: Iterable[Any],
+) -> nnx.Module:
+  """Recomputes the statistics of batch normalisation for the parameters of a model.
+
+  As ``alrao_jax.linen.recompute_batch_stats``, which says which batches to give::
+
+    model = alrao.eval_params(optimizer.opt_state, model)
+    model = alrao.nnx.recompute_batch_stats(
+      lambda model, batch: model(batch["image"]), model, itertools.islice(loader, 40))
+
+  Args:
+    forward: Function of a model and a batch that calls the model; its result is not
+      used. The model is as after ``model.train()``. The function is compiled.
+    model: A model with ``nnx.BatchStat``.
+    batches: Pytrees of arrays with the examples on axis 0, read once.
+
+  Returns:
+    A copy with new statistics; ``model`` stays as it is.
+
+  Raises:
+    ValueError: If there are no batches, no ``nnx.BatchStat``, or a pass moves none.
+    TypeError: If ``model`` is no module of nnx.
+
+  Example:
+    >>> import jax.numpy as jnp, alrao_jax.nnx
+    >>> from flax import nnx
+    >>> norm = nnx.BatchNorm(1, rngs=nnx.Rngs(0))
+    >>> norm = alrao_jax.nnx.recompute_batch_stats(
+    ...   lambda norm, batch: norm(batch), norm,
+    ...   [jnp.array([[1.0], [3.0]]), jnp.array([[5.0], [5.0]])])
+    >>> [round(float(each[...][0]), 4) for each in (norm.mean, norm.var)]
+    [3.5, 0.5]
+  """
+  call = "nnx.recompute_batch_stats()"
+  _check_model("recompute_batch_stats", model)
+  graphdef, found, rest = nnx.split(model, nnx.BatchStat, ...)
+  if not jax.tree.leaves(found):
+    raise ValueError(
+      f"{call[:-1]}model=...) must hold an nnx.BatchStat, got none: a model without "
+      "batch normalisation has no statistics."
+    )
+  new = recomputed(call, _updated, (forward, graphdef), found, rest, batches)
+  return nnx.merge(graphdef, new, nnx.clone(rest))
+
+
+def _updated(known, stats, rest, batch):
+  forward, graphdef = known
+  model = nnx.view(
+    nnx.merge(graphdef, stats, rest),
+    deterministic=False,
+    use_running_average=False,
+    raise_if_not_found=False,
+  )
+  forward(model, batch)
+  return nnx.state(model, nnx.BatchStat)
 
 
 def unit_overrides(model: nnx.Module) -> tuple[Override, ...]:

@@ -701,3 +701,88 @@ FRACTION = SGD._replace(make=_fraction)
 ADAM_EQUAL_HEADS = ALRAO._replace(label="Adam", make=_equal_heads)
 REDRAWN = ALRAO._replace(make=lambda setting: redrawn(setting.key))
 UNITS_AT_MEAN_RATE = ALRAO._replace(make=_units_at(MEAN_RATE))
+
+
+# --- With warm-up and cosine, for the search and the long suite. `rate` is a rate and a
+#     weight decay, a pair.
+
+WARM_UP = 0.05  # of all steps
+ADAMW_RATES, ADAMW_DECAYS = (1e-3, 3e-3, 1e-2, 3e-2), (1e-2, 1e-1)
+
+
+def _pairs(
+  rates: tuple[float, ...], decays: tuple[float, ...]
+) -> tuple[tuple[float, float], ...]:
+  return tuple((rate, decay) for rate in rates for decay in decays)
+
+
+def _warm_up(setting: Setting) -> int:
+  return int(WARM_UP * setting.num_steps)
+
+
+def _with_cosine(
+  make: Callable[[Any, Any], optax.GradientTransformation],
+) -> Callable[[Setting], optax.GradientTransformation]:
+  """What a rate and a decay make, times a warm-up and a cosine to 0."""
+
+  def made(setting: Setting) -> optax.GradientTransformation:
+    shape = optax.warmup_cosine_decay_schedule(
+      0.0, 1.0, _warm_up(setting), setting.num_steps
+    )
+
+    def scheduled(rate, decay):
+      return optax.chain(make(rate, decay), optax.scale_by_schedule(shape))
+
+    return optax.inject_hyperparams(scheduled)(*setting.rate)
+
+  return made
+
+
+ADAMW_COSINE = Method(
+  "adamw_cosine",
+  label="AdamW, warm-up and cosine",
+  source="Adam's betas; warm-up over a twentieth of the steps, cosine to 0 at the end; "
+  "best of 4 rates and 2 decays.",
+  make=_with_cosine(lambda rate, decay: optax.adamw(rate, weight_decay=decay)),
+  rates=_pairs(ADAMW_RATES, ADAMW_DECAYS),
+)
+SGD_COSINE = Method(
+  "sgd_cosine",
+  label="SGD with momentum, warm-up and cosine",
+  source="Momentum .9, decay added to gradients; the same schedule; best of 4 rates "
+  "and 2 decays.",
+  make=_with_cosine(
+    lambda rate, decay: optax.chain(
+      optax.add_decayed_weights(decay), optax.sgd(rate, momentum=0.9)
+    )
+  ),
+  rates=_pairs((1e-2, 3e-2, 1e-1, 3e-1), (0.0, 5e-4)),
+)
+MUON_COSINE = Method(
+  "muon_cosine",
+  label="Muon and AdamW, warm-up and cosine",
+  source="optax.contrib.muon for matrices, scaled to Adam's size of update "
+  "(consistent_rms .2), AdamW for all else; the same schedule; best of AdamW's rates "
+  "and decays.",
+  make=_with_cosine(
+    lambda rate, decay: optax.contrib.muon(
+      rate, weight_decay=decay, adam_weight_decay=decay, consistent_rms=0.2
+    )
+  ),
+  rates=_pairs(ADAMW_RATES, ADAMW_DECAYS),
+)
+PRODIGY_COSINE = Method(
+  "prodigy_cosine",
+  label="Prodigy with cosine",
+  source="Defaults of optax.contrib.prodigy, cosine to 0 over all steps.",
+  make=lambda setting: optax.contrib.prodigy(_cosine(setting, 1.0)),
+)
+SCHEDULE_FREE_WARM_UP = METHODS["schedule_free_adamw"]._replace(
+  name="schedule_free_adamw_warm_up",
+  label="Schedule-free AdamW with warm-up",
+  source="Defaults of optax.contrib.schedule_free_adamw (rate 0.0025), warm-up over a "
+  "twentieth of the steps.",
+  make=lambda setting: optax.contrib.schedule_free_adamw(
+    warmup_steps=_warm_up(setting)
+  ),
+)

@@ -208,7 +208,7 @@ class Loop:
         on_progress(num_steps, jax.tree.map(lambda x: x[-1], outputs))
       return carry, outputs
     collected, last = [], time.perf_counter()
-    for i, batch in enumerate(_each(batches)):
+    for i, batch in enumerate(each_batch(batches)):
       if heads is not None and i and i % DISMISSAL_STEPS == 0:
         carry = heads.dismiss(carry)
       carry, outputs = self._one(carry, data, batch)
@@ -222,8 +222,12 @@ class Loop:
     return carry, jax.tree.map(lambda *xs: np.stack(xs), *collected)
 
 
-def _each(batches: PyTree) -> Iterator[PyTree]:
-  """The batches, one after the other."""
+def each_batch(batches: PyTree) -> Iterator[PyTree]:
+  """Yields batches, one after the other.
+
+  Args:
+    batches: Arrays with one entry on axis 0 for each, or an iterator.
+  """
   if isinstance(batches, Iterator):
     yield from batches
   else:

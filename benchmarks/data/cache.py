@@ -26,11 +26,13 @@ def cached(
   sources: Sequence[Path],
   decode: Callable[[], Arrays],
   check: Callable[[Arrays], Any] = lambda arrays: None,
+  *,
+  kind: str = "",
 ) -> Arrays:
   """Returns ``decode()``, from disk if `sources` are what they were when it was kept.
 
-  There is one file for each set of sources. It is written aside and renamed, so that a
-  process killed half-way leaves none; one that is damaged is replaced.
+  There is one file for each set of sources and kind. It is written aside and renamed,
+  so that a process killed half-way leaves none; one that is damaged is replaced.
 
   Args:
     sources: The files that `decode` reads, compared by size and time of change.
@@ -38,6 +40,7 @@ def cached(
     check: Raises an error of any kind where arrays are not what `decode` returns:
       their names, shapes, dtypes, ranges. Checksums tell bytes that have changed on
       the disk, but not what another version or program has put there.
+    kind: What is made of the sources, where several things are.
 
   Returns:
     The arrays.
@@ -49,7 +52,7 @@ def cached(
     check_file(path)
   stats = [path.stat() for path in sources]
   fingerprint = np.array([(stat.st_size, stat.st_mtime_ns) for stat in stats])
-  names = "\n".join(str(path.resolve()) for path in sources)
+  names = "\n".join([*(str(path.resolve()) for path in sources), *filter(None, [kind])])
   digest = hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()
   kept = cache_dir() / f"{digest[:16]}.npz"
   arrays = _read(kept, fingerprint, check)

@@ -133,20 +133,22 @@ class VGGLike(nn.Module):
 
 
 class ResNet(nn.Module):
-  """One residual block a stage, the first convolution of stride 2.
+  """One residual block a stage.
 
   He et al., arXiv 1512.03385, in the form for small images.
 
   Attributes:
     channels: Channels of each stage.
+    first_strides: Step of the first convolution.
   """
 
   channels: tuple[int, ...] = (16, 32, 64)
+  first_strides: int = 2
 
   @nn.compact
   def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
     """Maps images (batch, height, width, 3) to (batch, channels[-1])."""
-    x = ConvBlock(self.channels[0], strides=2)(images, train=train)
+    x = ConvBlock(self.channels[0], strides=self.first_strides)(images, train=train)
     for number, channels in enumerate(self.channels):
       strides = 1 if number == 0 else 2
       y = ConvBlock(channels, strides=strides)(x, train=train)

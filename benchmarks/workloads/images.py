@@ -11,17 +11,17 @@ import optax
 from jax.typing import ArrayLike, DTypeLike
 
 import alrao_jax
+from alrao_jax.linen import recompute_batch_stats
 from benchmarks.data import Splits, channel_statistics
 from benchmarks.data.augment import augment, normalize
 from benchmarks.methods import Heads, Method, Setting
 from benchmarks.models import fast_init
 from benchmarks.models.layers import Classifier
-from benchmarks.training import Loop, Workload, num_entries
+from benchmarks.training import Loop, Workload, each_batch, num_entries
 
 PyTree = Any
 
-# Of BatchNorm's running averages, .9 ** 100 = 3e-5 is left of what was before.
-REFRESH_STEPS = 100
+NUM_STATISTICS = 40  # batches for batch normalisation's statistics
 EVALUATION_BATCH = 250
 
 
@@ -108,7 +108,7 @@ class ClassifierWorkload(Workload):
     self._update = optax.with_extra_args_support(optimizer).update
     self.heads: Heads = Heads(method, optimizer, shapes["params"])
     self.step = Loop(self._train_step, scan=scan, heads=self.heads)
-    self._refresh = Loop(self._refresh_step, scan=scan)
+    self._forward = self._forward_step  # one object, which is compiled once
     self._evaluate = Loop(self._evaluate_step, scan=scan)
 
   def init(self, seed: int, rate: Any) -> State:
@@ -131,7 +131,7 @@ class ClassifierWorkload(Workload):
     """Returns what predictions need.
 
     Where the optimizer averages weights, BatchNorm's statistics are recomputed for
-    them, as running averages over the epoch's last batches.
+    them, as means over the epoch's last batches.
 
     Args:
       state: The state after `epoch`.
@@ -143,9 +143,10 @@ class ClassifierWorkload(Workload):
     if average is not None and epoch > 0:
       params = average(state.opt_state, params)
       if self._has_batch_norm:
-        last = self._last_batches(seed, epoch, REFRESH_STEPS)
-        copied = jax.tree.map(jnp.array, batch_stats)
-        batch_stats, _ = self._refresh(copied, (params, self.data), last)
+        last = each_batch(self._last_batches(seed, epoch, NUM_STATISTICS))
+        variables = {"params": params, "batch_stats": batch_stats, "data": self.data}
+        found = recompute_batch_stats(self._forward, variables, last)
+        batch_stats = found["batch_stats"]
     return Snapshot(params, batch_stats, self._log_weights(state))
 
   def _read(
@@ -194,17 +195,15 @@ class ClassifierWorkload(Workload):
       batch_stats = alrao_jax.keep_finite(batch_stats, state.batch_stats)
     return State(params, batch_stats, opt_state), outputs
 
-  def _refresh_step(self, batch_stats, data, batch):
-    params, data = data
-    inputs, _ = self._read(data, batch, train=True)
-    _, updated = self._model.apply(
-      {"params": params, "batch_stats": batch_stats},
+  def _forward_step(self, variables, batch):
+    inputs, _ = self._read(variables["data"], batch, train=True)
+    return self._model.apply(
+      {name: variables[name] for name in ("params", "batch_stats")},
       inputs,
       train=True,
       mutable=["batch_stats"],
       rngs={"dropout": jax.random.wrap_key_data(batch["key"])},
     )
-    return updated["batch_stats"], {}
 
   def _evaluate_step(self, carry, data, batch):
     snapshot, data = data

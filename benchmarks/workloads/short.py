@@ -17,6 +17,7 @@ import optax
 from PIL import Image
 
 import alrao_jax
+from alrao_jax.linen import recompute_batch_stats
 from benchmarks import data
 from benchmarks.data import DataError
 from benchmarks.data.cache import Arrays, cached
@@ -31,16 +32,12 @@ from benchmarks.models.decoder import Decoder
 from benchmarks.models.lstm import LSTM
 from benchmarks.models.short_networks import FromStart, Predictor
 from benchmarks.training import Loop, Workload, num_entries
-from benchmarks.workloads.images import Snapshot, State
+from benchmarks.workloads.images import NUM_STATISTICS, Snapshot, State
 
 PyTree = Any
 
 NUM_POINTS = 8  # of a run's curve
 EVALUATION_BATCH = 100  # in 500 the transformer takes twice as long on a CPU
-STATISTICS_BATCH = 500
-# All batch normalisation of `benchmarks.models` keeps .9 of its averages at a step, so
-# that from zero one batch leaves a tenth of its own statistics.
-STATISTICS_SHARE = 0.1
 MIN_HEAD_WEIGHT = 0.05  # of a head that counts in a mean, which one far off would ruin
 MAX_IMAGES = 4 * 13_394  # four times Imagenette's
 NUM_TRAIN, NUM_VALIDATION, NUM_TEST = 10_000, 2_000, 2_000
@@ -61,12 +58,21 @@ class Examples(NamedTuple):
 
 
 class ShortData(NamedTuple):
-  """The three parts of a task, and the number of its classes or outputs."""
+  """The three parts of a task, and the number of its classes or outputs.
+
+  Attributes:
+    train: What trains.
+    validation: What is held out.
+    test: What tests.
+    num_outputs: Number of classes, or of numbers to predict.
+    body: Variables of a body that was trained before, by collection; else None.
+  """
 
   train: Examples
   validation: Examples
   test: Examples
   num_outputs: int
+  body: Any = None
 
   @property
   def is_regression(self) -> bool:
@@ -138,7 +144,7 @@ class ShortWorkload(Workload):
     }
     self.data = self._parts["train"]
     self._regression = data.is_regression
-    example = _floats(self.data.inputs[:1])
+    example = floats(self.data.inputs[:1])
     self._init_network = jax.jit(
       lambda key: self._model.init(key, example, train=False)
     )
@@ -153,7 +159,7 @@ class ShortWorkload(Workload):
     scan = None if task.has_convolutions else True
     self.step = Loop(self._train_step, scan=scan, heads=self.heads)
     self._evaluate = Loop(self._evaluate_step, scan=scan)
-    self._make_snapshot = jax.jit(self._snapshot)
+    self._forward = self._forward_step  # one object, which is compiled once
 
   def init(self, seed: int, rate: Any) -> State:
     """Returns the state that training starts from.
@@ -187,15 +193,28 @@ class ShortWorkload(Workload):
   def snapshot(self, state: State, seed: int, epoch: int) -> Snapshot:
     """Returns what predictions need.
 
-    Where weights are averaged, BatchNorm's statistics are those of a large batch.
+    Where weights are averaged, BatchNorm's statistics are those of the batches that the
+    run has trained on last.
 
     Args:
       state: The state after `epoch`.
       seed: Seed of the run.
       epoch: Number of the point of the curve; 0 before training.
     """
-    del seed, epoch
-    return self._make_snapshot(state, self.data.inputs)
+    params, batch_stats = state.params, state.batch_stats
+    if self._method.averaged_params is not None:
+      params = self._method.averaged_params(state.opt_state, params)
+      if self._has_batch_norm and epoch > 0:
+        last = self.batches(seed, epoch)[-NUM_STATISTICS:]
+        variables = recompute_batch_stats(
+          self._forward,
+          {"params": params, "batch_stats": batch_stats},
+          ((self.data.inputs[each], each) for each in last),
+        )
+        batch_stats = variables["batch_stats"]
+    # Copies, since the state's buffers are donated to the next step.
+    params, batch_stats = jax.tree.map(jnp.array, (params, batch_stats))
+    return Snapshot(params, batch_stats, self._method.log_weights(state.opt_state))
 
   def evaluate(self, snapshot: Snapshot, part: str) -> dict[str, float]:
     """Returns the mean ``loss``: cross-entropy, or the mean square of errors.
@@ -224,7 +243,7 @@ class ShortWorkload(Workload):
     return self._method.make(setting)
 
   def _train_step(self, state: State, train: Examples, indices: jax.Array):
-    inputs, targets = _floats(train.inputs[indices]), train.targets[indices]
+    inputs, targets = floats(train.inputs[indices]), train.targets[indices]
     log_weights = self._method.log_weights(state.opt_state)
 
     def loss_fn(params):
@@ -251,20 +270,15 @@ class ShortWorkload(Workload):
     outputs = {"loss": loss, "head_weights": self.heads.weights(state.opt_state)}
     return State(params, batch_stats, opt_state), outputs
 
-  def _snapshot(self, state: State, inputs: jax.Array) -> Snapshot:
-    params, batch_stats = state.params, state.batch_stats
-    if self._method.averaged_params is not None:
-      params = self._method.averaged_params(state.opt_state, params)
-      if self._has_batch_norm:
-        zeros = jax.tree.map(jnp.zeros_like, batch_stats)
-        batch = _floats(inputs[:STATISTICS_BATCH])
-        _, share = self._apply(params, zeros, batch, train=True)
-        batch_stats = jax.tree.map(lambda x: x / STATISTICS_SHARE, share)
-    return Snapshot(params, batch_stats, self._method.log_weights(state.opt_state))
+  def _forward_step(self, variables, batch):
+    inputs, _ = batch
+    return self._model.apply(
+      variables, floats(inputs), train=True, mutable=["batch_stats"]
+    )
 
   def _evaluate_step(self, carry, data, batch):
     snapshot, examples = data
-    inputs = _floats(examples.inputs[batch["indices"]])
+    inputs = floats(examples.inputs[batch["indices"]])
     targets = examples.targets[batch["indices"]]
     outputs: Any = self._apply(
       snapshot.params, snapshot.batch_stats, inputs, train=False
@@ -295,8 +309,12 @@ class ShortWorkload(Workload):
     return outputs, updated.get("batch_stats", {})
 
 
-def _floats(inputs: jax.Array) -> jax.Array:
-  """Images, which are bytes, as numbers around 0; all else as it is."""
+def floats(inputs: jax.Array) -> jax.Array:
+  """Returns images, which are bytes, as numbers around 0, and all else as it is.
+
+  Args:
+    inputs: Of any task.
+  """
   if inputs.dtype == jnp.uint8:
     return (inputs.astype(jnp.float32) / 255 - 0.5) / 0.25
   return inputs
@@ -312,12 +330,13 @@ def cifar10(data_dir: Path | None) -> ShortData:
   return ShortData(*(Examples(*split) for split in splits), num_outputs=10)
 
 
-def imagenette(data_dir: Path | None) -> ShortData:
-  """Returns Imagenette at 32x32 pixels: its first 8,469 training images, 1,000, 2,000.
+def imagenette(data_dir: Path | None, side: int = 32) -> ShortData:
+  """Returns Imagenette, small: its first 8,469 training images, 1,000, 2,000.
 
   Args:
     data_dir: The folder that holds ``imagenette*/train-*.parquet`` and
       ``imagenette*/validation-*.parquet``.
+    side: Height and width, in pixels.
 
   Raises:
     DataError: There is none, or it is damaged.
@@ -334,9 +353,10 @@ def imagenette(data_dir: Path | None) -> ShortData:
     lambda: {
       f"{split}_{name}": array
       for split, found in zip(("train", "test"), paths, strict=True)
-      for name, array in _decode(found)._asdict().items()
+      for name, array in _decode(found, side)._asdict().items()
     },
-    _check,
+    functools.partial(_check, side=side),
+    kind="" if side == 32 else f"{side} pixels",
   )
   train = Examples(arrays["train_inputs"], arrays["train_targets"])
   test = Examples(arrays["test_inputs"], arrays["test_targets"])
@@ -347,7 +367,7 @@ def imagenette(data_dir: Path | None) -> ShortData:
   return ShortData(*_hold_out(train, 1_000), test, num_outputs=10)
 
 
-def _decode(paths: list[Path]) -> Examples:
+def _decode(paths: list[Path], side: int) -> Examples:
   shards = [Shard(path) for path in paths]
   count = sum(shard.num_rows for shard in shards)
   if not NUM_TEST <= count <= MAX_IMAGES:
@@ -356,7 +376,7 @@ def _decode(paths: list[Path]) -> Examples:
       f"{NUM_TEST:,} to {MAX_IMAGES:,}; incomplete, or another data set."
     )
   labels = np.concatenate([shard.labels(num_classes=10) for shard in shards])
-  images = np.empty((count, 32, 32, 3), np.uint8)
+  images = np.empty((count, side, side, 3), np.uint8)
   position = 0
   for shard in shards:
     first = position
@@ -368,16 +388,16 @@ def _decode(paths: list[Path]) -> Examples:
             f"{shard.path}: image {position - first}: damaged, or neither JPEG, PNG "
             "nor WebP; get it anew."
           )
-        images[position] = np.asarray(image.resize((32, 32), Image.Resampling.BOX))
+        images[position] = np.asarray(image.resize((side, side), Image.Resampling.BOX))
         position += 1
   return Examples(images, labels)
 
 
-def _check(arrays: Arrays) -> None:
+def _check(arrays: Arrays, side: int) -> None:
   """Raises an error unless `arrays` are what `imagenette` decodes."""
   for split in ("train", "test"):
     images, labels = arrays[f"{split}_inputs"], arrays[f"{split}_targets"]
-    if images.dtype != np.uint8 or images.shape != (len(labels), 32, 32, 3):
+    if images.dtype != np.uint8 or images.shape != (len(labels), side, side, 3):
       raise DataError("images of another type or shape")
     check_labels(split, labels, 10)
 

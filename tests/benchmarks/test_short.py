@@ -182,7 +182,7 @@ def test_averaged_weights_are_evaluated_with_their_own_statistics():
     lambda _: data,
     model,
     num_steps=8,
-    batch_size=4,
+    batch_size=24,
     has_convolutions=True,
   )
   workload = ShortWorkload(task, data, METHODS["schedule_free_adamw"])

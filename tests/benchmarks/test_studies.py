@@ -30,7 +30,9 @@ from benchmarks.studies.width import WidthStudy
 
 TINY = Images("digits", num_train=96, num_held_out=32, epochs=2)
 # Those that are not runs of arms have tests of their own.
-NAMES = [name for name in studies.names() if name not in ("probe", "recipe")]
+NAMES = [
+  name for name in studies.names() if name not in ("probe", "recipe", "recipe_search")
+]
 
 
 def runner_in(folder, images=TINY, **options):
