@@ -6,7 +6,7 @@ the second half of the paper's Algorithm 1 (arXiv 1810.01322), in one backward p
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,10 +14,12 @@ import jax
 import jax.core
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import Jaxpr, jaxpr_as_fun, jaxprs_in_params
 from jax.sharding import NamedSharding, PartitionSpec
 
 PyTree = Any
+
+# jax.extend.core.Jaxpr, but that module takes a tenth of the time to import jax.
+Jaxpr = Any
 
 
 class Converted(NamedTuple):
@@ -56,8 +58,9 @@ def closure_convert(fn: Callable[..., PyTree], *args: PyTree) -> Converted:
   treedef = jax.tree.structure(outputs)
 
   def converted(closed_over, *args):
-    flat_fn = jaxpr_as_fun(closed_jaxpr.replace(consts=closed_over))
-    return jax.tree.unflatten(treedef, flat_fn(*jax.tree.leaves(args)))
+    leaves = jax.tree.leaves(args)
+    flat = jax.core.eval_jaxpr(closed_jaxpr.jaxpr, closed_over, *leaves)
+    return jax.tree.unflatten(treedef, flat)
 
   return Converted(converted, closed_jaxpr.consts, closed_jaxpr.jaxpr, outputs)
 
@@ -94,16 +97,20 @@ def are_better_apart(
   return large and not heads.closed_over and not _convolves(heads.jaxpr)
 
 
+def _primitives(jaxpr: Jaxpr) -> Iterator[str]:
+  """The names of all primitives in a program, those of inner programs too."""
+  for eqn in jaxpr.eqns:
+    yield eqn.primitive.name
+    for value in eqn.params.values():
+      for inner in value if isinstance(value, (tuple, list)) else (value,):
+        inner = getattr(inner, "jaxpr", inner)
+        if hasattr(inner, "eqns"):
+          yield from _primitives(inner)
+
+
 def _convolves(jaxpr: Jaxpr) -> bool:
   """Whether there is a convolution, which heads apart would make a slow grouped one."""
-  return any(
-    eqn.primitive.name == "conv_general_dilated"
-    or any(
-      _convolves(getattr(inner, "jaxpr", inner))
-      for inner in jaxprs_in_params(eqn.params)
-    )
-    for eqn in jaxpr.eqns
-  )
+  return "conv_general_dilated" in _primitives(jaxpr)
 
 
 def head_product(
