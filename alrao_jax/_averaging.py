@@ -299,12 +299,14 @@ def _update_switch(
   # Bayes' rule on all 2N entries.
   alpha = state.alpha + log_likelihoods
   beta = state.beta + log_likelihoods
+  # The masses that may still switch, and will not. Switching keeps their sum.
+  mass, rest = jax.nn.logsumexp(jnp.stack([alpha, beta]), axis=1)
+  total = jnp.logaddexp(mass, rest)
   # The mass that switches now: P(T = t | T >= t) = 1/(t + 1) under pi_T.
-  pool = jax.nn.logsumexp(alpha) - jnp.log1p(t) + state.log_share
+  pool = mass - jnp.log1p(t) + state.log_share
   # t/(t + 1) of alpha stays where it is; log1p keeps its digits at large t.
   alpha = jnp.logaddexp(alpha - jnp.log1p(1.0 / t), pool + _log(theta))
   beta = jnp.logaddexp(beta, pool + _log(1.0 - theta))
-  total = jnp.logaddexp(jax.nn.logsumexp(alpha), jax.nn.logsumexp(beta))
   count = jnp.asarray(optax.safe_increment(state.count))
   alpha, beta = alpha - _or_zero(total), beta - _or_zero(total)
   new = SwitchState(alpha, beta, count, state.log_share)
@@ -385,13 +387,17 @@ def _observation(
     )
   values = values.astype(weights.dtype)
   unseen, finite = jnp.isnan(values), jnp.isfinite(values)
-  best = jnp.max(values, where=finite, initial=-jnp.inf)
+  # Two numbers of one reduction: the best, and 0 if any head was seen.
+  rows = jnp.stack(
+    [jnp.where(finite, values, -jnp.inf), jnp.where(unseen, -jnp.inf, 0)]
+  )
+  best, seen = rows.max(axis=1)
   scaled = jnp.where(finite, scale * (_or_zero(values) - _or_zero(best)), -jnp.inf)
   # The mixture of the others, and 0 where these have no weight at all.
   weights = jnp.where(unseen, -jnp.inf, weights)
-  mass = jax.nn.logsumexp(weights)
-  others = jax.nn.logsumexp(weights + scaled) - _or_zero(mass)
-  others = jnp.where(jnp.isfinite(mass) | unseen.all(), others, 0.0)
+  mass, others = jax.nn.logsumexp(jnp.stack([weights, weights + scaled]), axis=1)
+  none_has_weight = (mass == -jnp.inf) & (seen == 0)
+  others = jnp.where(none_has_weight, 0.0, others - _or_zero(mass))
   return jnp.where(unseen, others, scaled)
 
 

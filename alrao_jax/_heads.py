@@ -166,19 +166,21 @@ def track_heads(
     new = averaging.update(state.averaging, log_likelihoods)
     weights = averaging.log_weights(new)
     # A user's own method may not know NaN and infinities.
-    learns = jnp.isfinite(log_likelihoods).any() & ~jnp.isnan(weights).any()
+    healthy, broken, not_all_diverged = jnp.stack(
+      [jnp.isfinite(log_likelihoods), jnp.isnan(weights), ~jnp.isinf(log_likelihoods)]
+    ).any(axis=1)
+    learns = healthy & ~broken
     new, weights = jax.tree.map(
       functools.partial(jnp.where, learns),
       (new, weights),
       (state.averaging, state.log_weights),
     )
-    diverged = jnp.isinf(log_likelihoods)
     steps = jnp.where(
-      diverged.all(),
-      optax.safe_increment(state.all_diverged_steps),
+      not_all_diverged,
       state.all_diverged_steps,
+      optax.safe_increment(state.all_diverged_steps),
     )
-    return TrackHeadsState(weights, new, diverged, steps)
+    return TrackHeadsState(weights, new, jnp.isinf(log_likelihoods), steps)
 
   def update_fn(updates, state, params=None, *, head_log_likelihoods=None, **extra):
     del extra

@@ -16,10 +16,12 @@ import jax
 import jax.core
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import Jaxpr, jaxpr_as_fun, jaxprs_in_params
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 PyTree = Any
+
+# jax.extend.core.Jaxpr, but that module takes a tenth of the time to import jax.
+Jaxpr = Any
 
 _in_chunks = contextvars.ContextVar("in chunks", default=False)
 
@@ -70,8 +72,9 @@ def closure_convert(fn: Callable[..., PyTree], *args: PyTree) -> Converted:
   treedef = jax.tree.structure(outputs)
 
   def converted(closed_over, *args):
-    flat_fn = jaxpr_as_fun(closed_jaxpr.replace(consts=closed_over))
-    return jax.tree.unflatten(treedef, flat_fn(*jax.tree.leaves(args)))
+    leaves = jax.tree.leaves(args)
+    flat = jax.core.eval_jaxpr(closed_jaxpr.jaxpr, closed_over, *leaves)
+    return jax.tree.unflatten(treedef, flat)
 
   return Converted(converted, closed_jaxpr.consts, closed_jaxpr.jaxpr, outputs)
 
@@ -135,16 +138,36 @@ def are_better_apart(
   return suits and large and not heads.closed_over and not _convolves(heads.jaxpr)
 
 
+def _primitives(jaxpr: Jaxpr) -> Iterator[str]:
+  """The names of all primitives in a program, those of inner programs too."""
+  for eqn in jaxpr.eqns:
+    yield eqn.primitive.name
+    for value in eqn.params.values():
+      for inner in value if isinstance(value, (tuple, list)) else (value,):
+        inner = getattr(inner, "jaxpr", inner)
+        if hasattr(inner, "eqns"):
+          yield from _primitives(inner)
+
+
 def _convolves(jaxpr: Jaxpr) -> bool:
   """Whether there is a convolution, which heads apart would make a slow grouped one."""
-  return any(
-    eqn.primitive.name == "conv_general_dilated"
-    or any(
-      _convolves(getattr(inner, "jaxpr", inner))
-      for inner in jaxprs_in_params(eqn.params)
-    )
-    for eqn in jaxpr.eqns
-  )
+  return "conv_general_dilated" in _primitives(jaxpr)
+
+
+_AFFINE = frozenset(
+  "add broadcast_in_dim convert_element_type copy dot_general jit neg reshape squeeze "
+  "sub transpose".split()
+)
+
+
+def _is_one_layer(jaxpr: Jaxpr) -> bool:
+  """Whether it is one product of parameters and features, plus parameters.
+
+  The derivative by the features is then the transposed product, which needs neither
+  features nor outputs.
+  """
+  names = list(_primitives(jaxpr))
+  return names.count("dot_general") == 1 and _AFFINE.issuperset(names)
 
 
 def head_product(
@@ -342,7 +365,8 @@ def multi_head(
   must see an overflow there; :func:`drop_diverged`, the first part of :func:`alrao` and
   of any chain, keeps it out of an optimizer's state. A head without a part has
   diverged, or is so bad that its responsibility is 0. It must not stop the others: its
-  non-finite entries become zero, and if the features' gradient has any, it is computed
+  non-finite entries become zero. The features' gradient of heads of one dense layer is
+  computed without such heads. If that of others has non-finite entries, it is computed
   again without such heads. (That is a :func:`jax.lax.cond`: under :func:`jax.vmap` both
   its branches run. A single head needs none.) Your own loss must give a diverged head a
   cotangent of exactly zero, as the losses of this package do.
@@ -423,18 +447,21 @@ def multi_head(
       return converted.fn(closed_over, params, features, aux)
 
     inputs = (features, converted.closed_over)
-    routed = _route(evaluate, stacked_params, inputs, aux)
+    plain = not converted.closed_over and _is_one_layer(converted.jaxpr)
+    routed = _route(evaluate, plain, stacked_params, inputs, aux)
   heads, new_aux = routed
   return (heads, new_aux) if has_aux else heads
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _route(evaluate, params, inputs, aux):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _route(evaluate, is_one_layer, params, inputs, aux):
+  del is_one_layer
   outputs, new_aux = evaluate(params, inputs, aux)
   return HeadOutputs(outputs, outputs), new_aux
 
 
-def _route_forward(evaluate, params, inputs, aux):
+def _route_forward(evaluate, is_one_layer, params, inputs, aux):
+  del is_one_layer
   (params, inputs), reduce = _each_device_its_own(params, inputs, aux)
   outputs, pullback, new_aux = jax.vjp(
     lambda params, inputs: evaluate(params, inputs, aux), params, inputs, has_aux=True
@@ -443,14 +470,25 @@ def _route_forward(evaluate, params, inputs, aux):
   return (HeadOutputs(outputs, outputs), new_aux), residuals
 
 
-def _route_backward(evaluate, residuals, cotangents):
+def _route_backward(evaluate, is_one_layer, residuals, cotangents):
   pullback, reduce, params, inputs, aux = residuals
   heads, _ = cotangents
   takes_part = _any_nonzero(heads.shared)
   # Each call computes the half that is kept; XLA removes the other.
-  d_inputs = pullback(heads.shared)[1]
   d_params = pullback(_finite_without_part(heads.own, takes_part))[0]
   d_params = _finite_without_part(d_params, takes_part)
+
+  def with_params(params, aux):
+    _, pullback = jax.vjp(lambda x: evaluate(params, x, aux)[0], inputs)
+    return pullback(heads.shared)[0]
+
+  def inexact(change, *trees):
+    return jax.tree.map(
+      lambda x: change(x) if jnp.issubdtype(x.dtype, jnp.inexact) else x, trees
+    )
+
+  def column(mask, x):
+    return mask.reshape(mask.shape + (1,) * (x.ndim - 1))
 
   def again():
     # A zero cotangent times an infinite residual is NaN, so the first head with a part
@@ -459,27 +497,28 @@ def _route_backward(evaluate, residuals, cotangents):
     first = jnp.arange(takes_part.size) == jnp.argmax(takes_part)
 
     def replace(x):
-      if not jnp.issubdtype(x.dtype, jnp.inexact):
-        return x
-      shape = takes_part.shape + (1,) * (x.ndim - 1)
-      donor = jnp.where(first.reshape(shape), x, 0).sum(axis=0, keepdims=True)
-      return jnp.where(takes_part.reshape(shape), x, donor)
+      donor = jnp.where(column(first, x), x, 0).sum(axis=0, keepdims=True)
+      return jnp.where(column(takes_part, x), x, donor)
 
-    good_params, good_aux = jax.tree.map(replace, (params, aux))
-    _, pullback = jax.vjp(lambda x: evaluate(good_params, x, good_aux)[0], inputs)
-    return none_without_part(_inexact(pullback(heads.shared)[0]))
+    return none_without_part(_inexact(with_params(*inexact(replace, params, aux))))
 
   def none_without_part(d_inputs):
     return [jnp.where(takes_part.any(), x, 0) for x in d_inputs]
 
-  known = _inexact(d_inputs)
-  if takes_part.size == 1:
-    known = none_without_part(known)  # there is no other head to protect
+  if is_one_layer:
+    # Nothing is computed again, since the layer is affine: no condition is needed.
+    zero = lambda x: jnp.where(column(takes_part, x), x, 0)  # noqa: E731
+    d_inputs = with_params(*inexact(zero, params, aux))
   else:
-    # If every head has a part, pass on what is not finite.
-    as_it_is = _all_finite(known) | takes_part.all()
-    known = jax.lax.cond(as_it_is, lambda: known, again)
-  d_inputs = _with_inexact(d_inputs, known)
+    d_inputs = pullback(heads.shared)[1]
+    known = _inexact(d_inputs)
+    if takes_part.size == 1:
+      known = none_without_part(known)  # there is no other head to protect
+    else:
+      # If every head has a part, pass on what is not finite.
+      as_it_is = _all_finite(known) | takes_part.all()
+      known = jax.lax.cond(as_it_is, lambda: known, again)
+    d_inputs = _with_inexact(d_inputs, known)
   return *map(_without_float0, reduce((d_params, d_inputs))), None
 
 

@@ -65,6 +65,17 @@ def test_import_does_not_import_flax():
   run_python("import alrao_jax, sys; assert 'flax' not in sys.modules")
 
 
+def test_import_loads_nothing_beyond_jax_and_optax():
+  found = run_python(
+    "import sys, jax, optax\n"
+    "before = set(sys.modules)\n"
+    "import alrao_jax\n"
+    "new = set(sys.modules) - before\n"
+    "print(sorted(n for n in new if n.partition('.')[0] != 'alrao_jax'))"
+  )
+  assert found == "[]\n"
+
+
 def test_import_leaves_the_jax_configuration_alone():
   run_python(
     "import jax, optax\n"
