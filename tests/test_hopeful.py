@@ -164,7 +164,7 @@ def test_the_rule_removes_what_its_indices_remove():
     chex.assert_trees_all_equal(
       getattr(fewer[0], name)["dense"], getattr(opt_state, name)["dense"]
     )
-  squares = (fewer[0].inner[1].nu, opt_state.inner[1].nu)
+  squares = (fewer[0].inner[0][1].nu, opt_state.inner[0][1].nu)
   found, held = (tree["out"]["alrao_heads"]["kernel"] for tree in squares)
   np.testing.assert_array_equal(found, held[2:4])
   found, held = fewer[0].inner[2].rates, opt_state.inner[2].rates
