@@ -167,7 +167,7 @@ def test_the_rule_removes_what_its_indices_remove():
   squares = (fewer[0].inner[0][1].nu, opt_state.inner[0][1].nu)
   found, held = (tree["out"]["alrao_heads"]["kernel"] for tree in squares)
   np.testing.assert_array_equal(found, held[2:4])
-  found, held = fewer[0].inner[2].rates, opt_state.inner[2].rates
+  found, held = fewer[0].inner[1].rates, opt_state.inner[1].rates
   chex.assert_trees_all_equal(found, held._replace(ladder=held.ladder[2:4]))
 
 
