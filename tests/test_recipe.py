@@ -427,3 +427,27 @@ def test_specs_of_parameters_map_onto_the_state(dtype):
 def test_a_decay_of_one_is_refused():
   with pytest.raises(ValueError, match=r"b2=\.\.\.\) must be less than 1, got 1"):
     alrao.schedule_free_alrao(KEY, b2=1.0)
+
+
+@pytest.mark.parametrize(
+  ("optimizer", "each"), [(alrao.alrao(KEY), 1), (alrao.schedule_free_alrao(KEY), 3)]
+)
+def test_each_further_parameter_costs_few_kernels_and_no_copy(optimizer, each):
+  """The parameter; schedule-free also the averages of squares and of parameters."""
+
+  def step(params, state, grads):
+    updates, state = optimizer.update(
+      grads, state, params, head_log_likelihoods=jnp.zeros(3)
+    )
+    return optax.apply_updates(params, updates), state
+
+  def count(num_layers):
+    layers = {f"layer_{i}": {"kernel": jnp.ones((4, 4))} for i in range(num_layers)}
+    params = layers | {"out": {"alrao_heads": {"kernel": jnp.ones((3, 4, 2))}}}
+    lowered = jax.jit(step, donate_argnums=(0, 1)).lower(
+      params, optimizer.init(params), params
+    )
+    text = lowered.compile().as_text()
+    return np.array([text.count(" fusion("), text.count(" copy(")])
+
+  np.testing.assert_array_equal(count(3) - count(1), [2 * each, 0])

@@ -29,6 +29,15 @@ from benchmarks.workloads.images import (
   ImageWorkload,
   State,
 )
+from benchmarks.workloads.short import (
+  CONTEXT,
+  LENGTH,
+  SHORT_TASKS,
+  VOCABULARY,
+  Examples,
+  ShortData,
+  ShortWorkload,
+)
 from benchmarks.workloads.text import TextWorkload
 
 PyTree = Any
@@ -92,6 +101,23 @@ def bare(num_heads: int) -> Contender:
   return Contender(f"bare arithmetic, {num_heads} heads", "alrao", num_heads, bare=True)
 
 
+def with_heads(num_heads: int) -> tuple[Contender, ...]:
+  """Returns SGD and schedule-free AdamW on a network with heads and their losses.
+
+  They are what Alrao's own parts are compared with: all else is the same. Only
+  `ShortNetwork` knows them.
+
+  Args:
+    num_heads: Number of heads.
+  """
+  return (
+    Contender(f"SGD, {num_heads} heads", "sgd", num_heads),
+    Contender(
+      f"schedule-free AdamW, {num_heads} heads", "schedule_free_adamw", num_heads
+    ),
+  )
+
+
 class Network(Protocol):
   """A network at one size, and one batch for it."""
 
@@ -102,7 +128,7 @@ class Network(Protocol):
 
   def workload(
     self, contender: Contender
-  ) -> "ImageWorkload | StreamedNoise | TextWorkload":
+  ) -> "ImageWorkload | ShortWorkload | StreamedNoise | TextWorkload":
     """Returns the workload of its benchmark, on one batch of noise.
 
     Args:
@@ -347,6 +373,80 @@ class StreamedNoise(ClassifierWorkload):
     return self._normalize(batch["images"]), batch["labels"]
 
 
+class ShortNetwork(NamedTuple):
+  """A network of the arena.
+
+  Attributes:
+    task: Its name in `benchmarks.workloads.short`.
+  """
+
+  task: str
+
+  @property
+  def title(self) -> str:
+    """What it is, for a table's heading."""
+    task = SHORT_TASKS[self.task]
+    return f"{task.label} (noise in its place), batch {task.batch_size}"
+
+  def output_bytes(self, num_heads: int | None) -> int:
+    """Returns the bytes of all outputs that a step holds at once.
+
+    Args:
+      num_heads: Number of heads; None for an ordinary output layer.
+    """
+    batch_size, data = SHORT_TASKS[self.task].batch_size, self._noise()
+    positions = data.train.targets[0].size if self.task == "gru" else 1
+    return 4 * (num_heads or 1) * batch_size * positions * data.num_outputs
+
+  def workload(self, contender: Contender) -> ShortWorkload:
+    """Returns the workload of the arena, on noise of the shape of its data.
+
+    Args:
+      contender: What trains it. A method without heads gets some, if it has a number of
+        them: with equal weights, which stay.
+
+    Raises:
+      ValueError: It is to be bare, which only the MLP can be.
+    """
+    if contender.bare:
+      raise ValueError(f"ShortNetwork.workload(bare=True) knows no {self.task}.")
+    method = METHODS[contender.optimizer]
+    if contender.num_heads is not None:
+      if not method.has_heads:
+        method = method._replace(make=_with_posterior(method.make), has_heads=True)
+      method = method._replace(num_heads=contender.num_heads)
+    return ShortWorkload(SHORT_TASKS[self.task], self._noise(), method)
+
+  def _noise(self) -> ShortData:
+    generator, size = np.random.default_rng(0), 512
+    floats = lambda *shape: generator.random((size, *shape), np.float32)  # noqa: E731
+    symbols = lambda n, *shape: generator.integers(  # noqa: E731
+      n, size=(size, *shape), dtype=np.int32
+    )
+    num_outputs = {"diabetes": 1, "gru": 50, "words": VOCABULARY}.get(self.task, 10)
+    if self.task == "diabetes":
+      examples = Examples(floats(10), floats(1))
+    elif self.task == "digits":
+      examples = Examples(floats(64), symbols(num_outputs))
+    elif self.task == "gru":
+      examples = Examples(*(symbols(num_outputs, LENGTH) for _ in range(2)))
+    elif self.task == "words":
+      examples = Examples(symbols(num_outputs, CONTEXT), symbols(num_outputs))
+    else:
+      images = symbols(256, 32, 32, 3).astype(np.uint8)
+      examples = Examples(images, symbols(num_outputs))
+    return ShortData(examples, examples, examples, num_outputs)
+
+
+def _with_posterior(make: Any) -> Any:
+  """Adds a posterior that never moves to a method's optimizer."""
+  tracking = alrao_jax.track_heads()
+  still = optax.GradientTransformation(
+    tracking.init, lambda updates, state, params=None: (updates, state)
+  )
+  return lambda setting: optax.chain(make(setting), still)
+
+
 class BareMLPWorkload(ImageWorkload):
   """Trains `benchmarks.models.mlp`, without normalisation, by Alrao on SGD.
 
@@ -415,7 +515,11 @@ class BareMLPWorkload(ImageWorkload):
 
 
 class Competitor:
-  """A contender's step, its state, and what XLA says of its cost."""
+  """A contender's step, its state, and what XLA says of its cost.
+
+  Attributes:
+    trace_seconds: How long Python took to trace the step, at each compilation.
+  """
 
   def __init__(self, network: Network, contender: Contender):
     """Makes the state; nothing is compiled yet.
@@ -438,6 +542,7 @@ class Competitor:
     # Not the loop's own step, which counts its traces.
     self._step: Callable[..., Any] = workload.step.step
     self._compiled: Any = None
+    self.trace_seconds: list[float] = []
     self._has_heads = contender.num_heads is not None
     self._state, self._rest = state, (workload.data, batch)
 
@@ -452,7 +557,9 @@ class Competitor:
     gc.collect()
     start = time.perf_counter()
     step = jax.jit(self._step, donate_argnums=0)
-    compiled = step.lower(self._state, *self._rest).compile()
+    traced = step.trace(self._state, *self._rest)
+    self.trace_seconds.append(time.perf_counter() - start)
+    compiled = traced.lower().compile()
     seconds = time.perf_counter() - start
     self._compiled = compiled
     return seconds

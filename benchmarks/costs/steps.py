@@ -30,14 +30,17 @@ from benchmarks.costs._contenders import (
   Contender,
   ImageNetwork,
   Network,
+  ShortNetwork,
   TextNetwork,
   alrao,
   bare,
   collapsed,
+  with_heads,
 )
 from benchmarks.costs._cost import Cost, check_known, check_positive, render
 from benchmarks.records import Record
 from benchmarks.timing import in_turns
+from benchmarks.workloads.short import ARENA_TASKS
 
 
 class Case(NamedTuple):
@@ -56,6 +59,7 @@ class Case(NamedTuple):
 
 _COLLAPSED = collapsed(10)
 _ALRAO = (*alrao(10), _COLLAPSED)
+_RECIPE = Contender("schedule-free Alrao, 10 heads", "schedule_free_alrao", 10)
 _MLP = ImageNetwork("mlp", 1.0, 128, 28, 1, norm="none")
 _RESNET50 = ImageNetwork("resnet50", 1.0, 64, 224, num_classes=1000)
 
@@ -77,6 +81,15 @@ CASES = {
   "googlenet": Case(ImageNetwork("googlenet"), _ALRAO),
   "mobilenet_v2": Case(ImageNetwork("mobilenet_v2"), _ALRAO),
   "vgg19": Case(ImageNetwork("vgg19"), _ALRAO),
+  # All of the arena: what Alrao's own parts cost beside peers with the same heads.
+  **{
+    f"arena_{name}": Case(
+      ShortNetwork(name),
+      (*with_heads(10), *alrao(10), _RECIPE, *PEERS),
+      steps=5 if task.has_convolutions else 20,
+    )
+    for name, task in ARENA_TASKS.items()
+  },
   # For accelerators.
   "resnet50": Case(_RESNET50, _ALRAO),
   "resnet50_bfloat16": Case(_RESNET50._replace(dtype=jnp.bfloat16), _ALRAO),
@@ -185,6 +198,7 @@ def compare(
         / (base["peak_bytes"] + 2 * (parameters + outputs)),
         "compile_seconds": float(np.median(compile_seconds[:, j])),
         "compile_ratio": float(np.median(compile_ratios[:, j])),
+        "trace_seconds": float(np.median(competitors[j].trace_seconds)),
         **cost,
       }
     )
@@ -209,6 +223,7 @@ def table(found: Record) -> str:
     "peak memory / (SGD's + 2 x more parameters and outputs)",
     "compile, s",
     "compile / SGD's",
+    "of it tracing, s",
   ]
   rows = []
   for row in found["rows"]:
@@ -227,6 +242,7 @@ def table(found: Record) -> str:
         f"{row['peak_ratio_with_outputs']:.3f}",
         f"{row['compile_seconds']:.1f}",
         f"{row['compile_ratio']:.2f}",
+        f"{row['trace_seconds']:.2f}" if "trace_seconds" in row else "",
       ]
     )
   conditions = f"{found['compilations']} compilations; {records.conditions(found)}"

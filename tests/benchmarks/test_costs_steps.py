@@ -17,10 +17,12 @@ from benchmarks.costs._contenders import (
   SGD,
   Contender,
   ImageNetwork,
+  ShortNetwork,
   TextNetwork,
   alrao,
   bare,
   collapsed,
+  with_heads,
 )
 from benchmarks.costs.steps import CASES, Case
 
@@ -63,6 +65,20 @@ def test_every_contender_has_a_row_relative_to_sgd(rows):
   ):
     assert sgd[name] == 1.0
   assert all(row["milliseconds"] > 0 for row in rows)
+
+
+def test_a_peer_with_heads_differs_from_alrao_in_the_optimizer_alone():
+  network, (peer, _) = ShortNetwork("diabetes"), with_heads(3)
+  sizes = [network.workload(one).num_parameters for one in (peer, *alrao(3))]
+  assert sizes[0] == sizes[1]
+  competitor = _contenders.Competitor(network, peer)
+  before = jax.device_get(competitor._state.params)
+  competitor.compile()
+  competitor.run(2)
+  after = competitor._state
+  moved = jax.tree.map(lambda a, b: bool((a != b).any()), before, after.params)
+  assert all(jax.tree.leaves(moved))
+  np.testing.assert_allclose(np.exp(alrao_jax.log_weights(after.opt_state)), 1 / 3)
 
 
 def test_every_compilation_is_as_the_first(monkeypatch):
