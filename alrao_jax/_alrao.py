@@ -845,8 +845,11 @@ def _scale_by_gathered_rates(key, interval, narrowest, units):
     drawn = _drawn(narrowest, rates.ladder, head_log_weights)
     now = map(jnp.stack, (rates.head_distribution, rates.unit_distribution, drawn))
     kept = (state.interval, state.bounds, state.drawn)
-    since = jax.tree.map(functools.partial(jnp.where, state.collapsed), (*now,), kept)
-    state = GatherUnitsState(jnp.zeros_like(state.collapsed), *since, rates)
+    was_interval, bounds, was_drawn = jax.tree.map(
+      functools.partial(jnp.where, state.collapsed), (*now,), kept
+    )
+    never = jnp.zeros_like(state.collapsed)
+    state = GatherUnitsState(never, was_interval, bounds, was_drawn, rates)
     law = _gathered(interval, narrowest, state, drawn)
     updates, rates = scale_by(law).update(updates, rates, params)
     return updates, state._replace(rates=rates)

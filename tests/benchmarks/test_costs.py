@@ -172,6 +172,7 @@ def test_options_that_measure_nothing_are_errors(cost, message, tmp_path):
 seed_steps = functools.cache(many_seeds.SeedSteps)  # compiling all ways takes seconds
 
 
+@pytest.mark.slow
 def test_several_seeds_are_timed_each_way(tmp_path, monkeypatch, capsys):
   monkeypatch.setitem(many_seeds.NETWORKS, "tiny", NETWORK)
   monkeypatch.setattr(many_seeds, "SeedSteps", seed_steps)

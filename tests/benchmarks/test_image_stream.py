@@ -160,9 +160,9 @@ def make_workload(data, **changes):
   workload = image_stream_cases.make_workload(data, **changes)
   kind = tuple(sorted((k, v) for k, v in changes.items() if k != "max_corrupt"))
   if "mesh" not in changes:
-    loops = workload.step, workload._refresh, workload._evaluate
+    loops = workload.step, workload._forward, workload._evaluate
     loops = LOOPS.setdefault(kind, loops)
-    workload.step, workload._refresh, workload._evaluate = loops
+    workload.step, workload._forward, workload._evaluate = loops
   return workload
 
 

@@ -143,6 +143,7 @@ def test_a_failed_run_counts_as_ten_times_the_loss():
   np.testing.assert_allclose(found, np.log(10))
 
 
+@pytest.mark.slow
 def test_judges_and_a_horizon_of_the_reference_train(tmp_path, monkeypatch):
   task = TASKS["noise"]
   short = task.short._replace(num_steps=32)

@@ -30,9 +30,8 @@ from benchmarks.studies.width import WidthStudy
 
 TINY = Images("digits", num_train=96, num_held_out=32, epochs=2)
 # Those that are not runs of arms have tests of their own.
-NAMES = [
-  name for name in studies.names() if name not in ("probe", "recipe", "recipe_search")
-]
+OTHERS = ("long", "probe", "recipe", "recipe_search")
+NAMES = [name for name in studies.names() if name not in OTHERS]
 
 
 def runner_in(folder, images=TINY, **options):
