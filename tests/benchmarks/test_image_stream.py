@@ -54,7 +54,7 @@ def count(variables):
   "name, plain, with_heads",
   [
     ("alexnet", 61_100_840, 97_973_840),
-    ("densenet121", 7_978_856, 17_203_856),
+    pytest.param("densenet121", 7_978_856, 17_203_856, marks=pytest.mark.slow),
     ("resnet50", 25_557_032, 43_998_032),
   ],
 )
@@ -70,7 +70,7 @@ def test_parameter_counts_are_those_of_the_well_known_networks(name, plain, with
   [
     ("alexnet", 63, (1, 1, 1024)),
     ("alexnet", 224, (1, 1, 1024)),
-    ("densenet121", 64, (2, 2, 256)),
+    pytest.param("densenet121", 64, (2, 2, 256), marks=pytest.mark.slow),
     ("resnet50", 128, (4, 4, 512)),
   ],
 )

@@ -48,7 +48,7 @@ def leaves(tree):
 @pytest.mark.parametrize(
   "name, plain, with_heads",
   [
-    ("googlenet", 6_166_250, 6_258_500),
+    pytest.param("googlenet", 6_166_250, 6_258_500, marks=pytest.mark.slow),
     ("vgg19", 20_040_522, 20_086_692),
     ("mobilenet_v2", 2_296_922, 2_412_212),
   ],
@@ -91,6 +91,7 @@ def test_outputs_are_logits_or_head_outputs():
   assert heads.shared.shape == (4, 2, 7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BODIES)
 def test_width_scales_every_layer_of_the_body(name):
   def channels(width):

@@ -84,6 +84,7 @@ def train(out, task, method, seed=0, rate=None):
   return workload, records.read(plan.path)
 
 
+@pytest.mark.slow
 def test_a_run_repeats_itself_and_records_its_curve(tmp_path):
   first, second = (
     train(tmp_path / name, DIABETES, "schedule_free_alrao", seed=3)[1]
