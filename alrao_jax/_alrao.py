@@ -552,10 +552,11 @@ def schedule_free_alrao(
 
   Returns:
     The optimizer; its updates descend. ``update`` takes the same arguments as that of
-    :func:`alrao`. The state holds one average of the parameters, one of squares, and
-    Alrao's state, all in float32 or wider. Parameters in half precision would lose the
-    small steps of an average. For these the state also holds :math:`z`, one more copy,
-    and the parameters are :math:`y` rounded.
+    :func:`alrao`, with complex gradients conjugated. The state holds one average of
+    the parameters, one of squares, and Alrao's state, all in float32 or wider.
+    Parameters in half precision would lose the small steps of an average. For these
+    the state also holds :math:`z`, one more copy, and the parameters are :math:`y`
+    rounded.
 
   Raises:
     TypeError: If ``key`` is no random key; at ``update``, without ``params`` or

@@ -299,7 +299,8 @@ def _update_switch(
   # Bayes' rule on all 2N entries.
   alpha = state.alpha + log_likelihoods
   beta = state.beta + log_likelihoods
-  # The masses that may still switch, and will not. Switching keeps their sum.
+  # The masses that may still switch, and will not. Switching keeps their sum, but for
+  # the shares of heads that have left; `log_weights` normalises.
   mass, rest = jax.nn.logsumexp(jnp.stack([alpha, beta]), axis=1)
   total = jnp.logaddexp(mass, rest)
   # The mass that switches now: P(T = t | T >= t) = 1/(t + 1) under pi_T.

@@ -1,5 +1,6 @@
 """Converts one head to many, many to fewer, and many to one."""
 
+import functools
 import operator
 import re
 from collections.abc import Mapping, MutableMapping, Sequence
@@ -294,8 +295,10 @@ def collapse(
   opt_state = replace_state(
     opt_state,
     TrackHeadsState,
-    # One program, as in _take.
-    jax.jit(lambda state: _renormalised(next(averagings, None), state)),
+    # One program for each, as in _take.
+    lambda state: jax.jit(functools.partial(_renormalised, next(averagings, None)))(
+      state
+    ),
   )
   # Fewer heads have another posterior; the units' rates must not jump to it.
   opt_state = replace_state(

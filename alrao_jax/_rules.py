@@ -343,15 +343,23 @@ _INPUT_LAYER = _Pattern(r"(^|_)(x|i|ih|xh|in|inp|input)$")
 _RECURRENT_LAYER = _Pattern(r"(^|_)(h|hh|hid|hidden|rec|recurrent)$")
 
 
+_CELL = _Pattern(r"cell|rnn|recurrent|core", re.IGNORECASE)
+
+
 def _two_layers(shapes, node, names):
-  """A cell of exactly two layers, whose names say which is recurrent (``lin_h``)."""
+  """A cell of exactly two layers, whose names say which is recurrent (``lin_h``).
+
+  With one gate, a perceptron of ``input`` and ``hidden`` has the same shapes, so the
+  name of the node must say that it is a cell.
+  """
   ends = {
     tuple(bool(rule.search(n)) for rule in (_INPUT_LAYER, _RECURRENT_LAYER)): n
     for n in names
   }
   if len(names) != 2 or ends.keys() != {(True, False), (False, True)}:
     return {}
-  return _paired(shapes, node, [ends[True, False], ends[False, True]], alone=True)
+  is_cell = _CELL.search(node.rpartition("/")[2]) is not None
+  return _paired(shapes, node, [ends[True, False], ends[False, True]], alone=is_cell)
 
 
 def _joint(shapes, layer, node):

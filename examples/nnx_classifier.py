@@ -73,7 +73,7 @@ def train_step(model: Classifier, optimizer: nnx.Optimizer, batch: digits.Split)
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """Trains, loses heads, exports, and tests the ordinary model."""
+  """Trains, drops unlikely heads, exports, and tests the ordinary model."""
 
   epochs: int = 20
   """Passes over the 1,297 training images."""

@@ -1010,3 +1010,16 @@ def test_an_option_of_describe_units_that_was_removed_says_what_to_write():
     TypeError, match=r"describe_units\(strict=...\).*UnitOptions\(str"
   ):
     describe_units({}, strict=True)
+
+
+def test_two_square_layers_are_a_cell_only_where_the_node_says_so():
+  def layer(features):
+    return {"kernel": jnp.zeros((features, 6)), "bias": jnp.zeros(6)}
+
+  def groups(tree):
+    return {spec.group for spec in unit_specs(tree).values()}
+
+  perceptron = {"input": layer(3), "hidden": layer(6)}
+  assert groups(perceptron) == {"input", "hidden"}
+  assert groups({"mlp": perceptron}) == {"mlp/input", "mlp/hidden"}
+  assert groups({"cell": {"lin_x": layer(3), "lin_h": layer(6)}}) == {"cell"}
