@@ -438,11 +438,18 @@ def _take(leaves, axes, kept):
     return leaf[(slice(None),) * axes[i] + (index,)]
 
   of_heads = {i: leaf for i, leaf in enumerate(leaves) if axes[i] is not None}
-  arrays = {i: leaf for i, leaf in of_heads.items() if isinstance(leaf, jax.Array)}
-  # One program: operation by operation, each would compile alone, for seconds.
-  taken = jax.jit(lambda xs: {i: take(i, x) for i, x in xs.items()})(arrays)
-  on_host = {i: take(i, leaf) for i, leaf in of_heads.items() if i not in arrays}
-  taken = {**on_host, **taken}
+  taken = {}
+  by_devices: dict[Any, dict[int, jax.Array]] = {}
+  for i, leaf in of_heads.items():
+    if isinstance(leaf, jax.Array):
+      traced = isinstance(leaf, jax.core.Tracer)
+      devices = None if traced else frozenset(leaf.sharding.device_set)
+      by_devices.setdefault(devices, {})[i] = leaf
+    else:
+      taken[i] = take(i, leaf)
+  for arrays in by_devices.values():
+    # One program: operation by operation, each would compile alone, for seconds.
+    taken |= jax.jit(lambda xs: {i: take(i, x) for i, x in xs.items()})(arrays)
   return [taken.get(i, leaf) for i, leaf in enumerate(leaves)]
 
 

@@ -263,3 +263,17 @@ def test_heads_that_are_split_over_devices_leave_too():
 def test_wrong_arguments_are_errors(arguments, error, message):
   with pytest.raises(error, match=message):
     alrao.hopeful(**arguments)
+
+
+def test_a_state_may_be_on_other_devices_than_the_rest():
+  optimizer = alrao.track_heads()
+  params = {"alrao_heads": {"bias": jnp.zeros((3, 2))}}
+  opt_state = optimizer.init(params)
+  elsewhere = jax.device_put(params, jax.devices()[1])
+  _, fewer = alrao.collapse(optimizer, opt_state, elsewhere, keep=(0, 2))
+  assert fewer["alrao_heads"]["bias"].shape == (2, 2)
+  opt_state = opt_state._replace(
+    log_weights=jax.device_put(opt_state.log_weights, jax.devices()[1])
+  )
+  fewer, _ = alrao.collapse(optimizer, opt_state, params, keep=(0, 2))
+  assert fewer.log_weights.shape == (2,)
