@@ -94,11 +94,14 @@ def _decay(leaf: Any, new: Any) -> float | None:
   """The share of a running average that a step keeps; None if it is none, or stands."""
   if not jnp.issubdtype(leaf.dtype, jnp.floating) or not leaf.size:
     return None
-  shares = np.unique(np.asarray(new) / np.asarray(_HUGE, new.dtype))
-  if len(shares) != 1 or not 0 <= shares[0] < 1:
+  shares = np.asarray(new) / np.asarray(_HUGE, new.dtype)
+  found, counts = np.unique(shares[np.isfinite(shares)], return_counts=True)
+  # A few channels may have diverged, or be so large that they change the share.
+  if not counts.size or 2 * counts.max() <= shares.size:
     return None
+  share = found[counts.argmax()]
   # The shortest decimal that rounds to it: 1 - 0.999 of float32 has lost digits.
-  return float(str(shares[0]))
+  return float(str(share)) if 0 <= share < 1 else None
 
 
 def _num_examples(batch: Any) -> int:

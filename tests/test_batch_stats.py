@@ -139,3 +139,18 @@ def test_refuses_no_batch_no_statistics_and_no_training(variables):
     alrao_jax.nnx.recompute_batch_stats(
       lambda model, x: None, nnx.Linear(2, 2, rngs=nnx.Rngs(0)), BATCHES
     )
+
+
+def test_a_channel_that_is_not_finite_or_huge_leaves_the_others_theirs():
+  norm = nn.BatchNorm(use_running_average=False, momentum=0.9)
+  batch = jnp.array([[1.0, jnp.nan, 0.0], [3.0, jnp.nan, 1e5]])
+  batch = jnp.concatenate([batch, batch[:, :1], batch[:, :1] + 1], axis=1)
+  variables = norm.init(jax.random.key(0), batch)
+  found = alrao_jax.linen.recompute_batch_stats(
+    lambda variables, x: norm.apply(variables, x, mutable=["batch_stats"]),
+    variables,
+    [batch],
+  )["batch_stats"]
+  mean, var = found["mean"], found["var"]
+  np.testing.assert_allclose(mean, [2.0, jnp.nan, 5e4, 2.0, 3.0], rtol=1e-5)
+  np.testing.assert_allclose(var, [1.0, jnp.nan, 2.5e9, 1.0, 1.0], rtol=1e-4)
